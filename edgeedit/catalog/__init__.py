@@ -1,0 +1,128 @@
+"""The catalogue: recipes of encoder families (`export/`) and profiles of devices (`devices/`), one TOML file each.
+
+Guarantees: a catalogue name or a path to the user's own file is accepted; a wrong field is an InputError that names it.
+The files are data with no code; supporting a new encoder or device is adding a file.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from edgeedit.bundle import Preprocess
+from edgeedit.errors import InputError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_ROOTS = {"export": "export", "devices": "devices"}
+_PARTS = ("q", "k", "v", "o", "fc1", "fc2")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a family's vision tower is found and named.  `names` maps q, k, v, o, fc1, fc2 to alternative module names with
+    `{block}`; `output` is `cls+mean` (final norm's class token beside the mean patch token) or `pooled`."""
+
+    name: str
+    family: str
+    model_class: str
+    config_class: str
+    names: Mapping[str, tuple[str, ...]]
+    output: str
+    preprocess: Preprocess
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DeviceProfile:
+    """A device or runtime target.  `memory_mb` (mebibytes of RAM shared by CPU and GPU) is None where unknown."""
+
+    name: str
+    engine: str
+    provider: str
+    precision: str
+    threads: int
+    opset: int
+    memory_mb: int | None
+    probes_first: bool
+    python: tuple[str, ...]
+    notes: str
+
+
+def _folder(kind: str) -> Path:
+    installed = Path(str(resources.files("edgeedit.catalog"))) / _ROOTS[kind]
+    if installed.is_dir():
+        return installed
+    # In a source checkout that is on sys.path without being installed the catalogue lies at the top level.
+    return Path(__file__).resolve().parents[2] / _ROOTS[kind]
+
+
+def names(kind: str) -> tuple[str, ...]:
+    """Sorted catalogue names; `kind` is `export` or `devices`."""
+    return tuple(sorted(path.stem for path in _folder(kind).glob("*.toml")))
+
+
+def _read(kind: str, name_or_path: str) -> tuple[dict[str, Any], Path]:
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        path = _folder(kind) / f"{name_or_path}.toml"
+    try:
+        return tomllib.loads(path.read_text("utf-8")), path
+    except OSError as error:
+        known = ", ".join(names(kind))
+        raise InputError(f"not in the catalogue: expected one of {known} or a .toml file, got {name_or_path}") from error
+    except ValueError as error:
+        raise InputError(f"cannot read {path}: expected TOML, got {error}") from error
+
+
+def load_recipe(name_or_path: str) -> Recipe:
+    """Read a recipe by catalogue name or path; raises InputError naming the wrong field."""
+    value, path = _read("export", name_or_path)
+    try:
+        pre = value["preprocess"]
+        mean, std = (tuple(float(x) for x in pre[key]) for key in ("mean", "std"))
+        parts = {part: tuple(value["names"][part]) for part in _PARTS}
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0 or value["output"] not in ("cls+mean", "pooled"):
+            raise InputError(f"recipe {path} is wrong: expected 3 means, 3 positive stds and output cls+mean or pooled")
+        return Recipe(
+            path.stem,
+            str(value["family"]),
+            str(value["model_class"]),
+            str(value["config_class"]),
+            parts,
+            str(value["output"]),
+            Preprocess(int(pre["size"]), (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])),
+            tuple(value["sources"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"recipe {path} is wrong: expected field {error}", hint="compare with export/dinov2.toml") from error
+
+
+def load_profile(name_or_path: str) -> DeviceProfile:
+    """Read a device profile by catalogue name or path; raises InputError naming the wrong field."""
+    value, path = _read("devices", name_or_path)
+    try:
+        memory = value["memory_mb"]
+        if value["precision"] not in ("float32", "float16"):
+            raise InputError(f"profile {path} is wrong: expected precision float32 or float16, got {value['precision']}")
+        return DeviceProfile(
+            path.stem,
+            str(value["engine"]),
+            str(value["provider"]),
+            str(value["precision"]),
+            int(value["threads"]),
+            int(value["opset"]),
+            None if memory == "unknown" else int(memory),
+            bool(value["probes_first"]),
+            tuple(value["python"]),
+            str(value["notes"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"profile {path} is wrong: expected field {error}", hint="compare with devices/linux-cpu.toml") from error

@@ -1,0 +1,1 @@
+"""Command line: parses, calls one library function, prints."""

@@ -1,0 +1,28 @@
+"""Every limit in one place, each with its unit; checked before anything is allocated.
+
+Guarantees: no other module holds a numeric cap.  Changing a value here changes what a device accepts.
+"""
+
+from __future__ import annotations
+
+MAX_PATCH_BYTES = 256 * 1024 * 1024  # bytes of one patch file
+MAX_MANIFEST_BYTES = 8 * 1024 * 1024  # bytes of the JSON manifest
+MAX_SIGNATURES = 4  # signature slots in the fixed header
+MAX_TENSORS = 4096  # tensors touched by one patch
+MAX_SECTIONS = 4 * MAX_TENSORS  # sections in one patch
+MAX_NAME_BYTES = 512  # bytes (UTF-8) of a tensor or section name
+MAX_DIMS = 8  # dimensions of a tensor
+MAX_TENSOR_ELEMENTS = 1 << 28  # elements of one tensor (1 GiB as fp32)
+MAX_RANK = 1024  # rank of one low-rank part; keeps int8 x int8 sums below 2^24
+MAX_STEP = 127  # |q| of an edit
+MAX_SQUASH_STEP = 255  # |q| of a squash
+MAX_SCALE_BITS = 16  # significant bits of a sparse step s, so that s*q is exact in fp32
+MIN_SCALE_EXP = -60  # s and t lie in [2^-60, 2^20]
+MAX_SCALE_EXP = 20
+MAX_CHAIN = 16  # patches on top of one base
+MAX_PROBES = 256  # probe inputs in a Bundle
+MAX_PROBE_VALUES = 1 << 22  # expected output values (fp32) in one patch
+MAX_TRIAL_ATTEMPTS = 3  # starts of an unproven generation before it is reverted
+MAX_BUNDLE_JSON_BYTES = 16 * 1024 * 1024  # bytes of bundle.json
+MAX_JSON_DEPTH = 32  # nesting of the manifest
+MAX_IMAGE_PIXELS = 64 * 1024 * 1024  # pixels of one input image

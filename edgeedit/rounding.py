@@ -1,0 +1,95 @@
+"""The one definition of a new weight (architecture, decision 2), in plain numpy; the C++ core is compared with it.
+
+    new = round_to_dtype((float32(old) + s*q) + t*(A.B))
+
+Sparse part first, then low rank, float32 between, ONE rounding at the end, nearest even, subnormals kept.  `s` has at
+most 16 significant bits and |q| <= 255, so s*q is exact in float32; A and B are int8 and the rank is at most 1024, so
+every sum of A.B is an integer below 2^24 and exact; `t` is a power of two.  Hence neither FMA nor thread count nor
+summation order can change a bit.  A non-finite result is refused.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from edgeedit.delta import LowRankPart, SparsePart, TensorDelta
+from edgeedit.errors import InputError, IntegrityError
+from edgeedit.limits import MAX_SCALE_BITS, MAX_SCALE_EXP, MIN_SCALE_EXP
+
+Array = np.ndarray[Any, Any]
+
+
+def check_scale(value: float, *, power_of_two: bool) -> None:
+    """Raise IntegrityError unless `value` is a legal step `s` (<= 16 significant bits) or power of two `t`."""
+    if not (math.isfinite(value) and 2.0**MIN_SCALE_EXP <= value <= 2.0**MAX_SCALE_EXP):
+        raise IntegrityError(f"scale out of range: expected 2^{MIN_SCALE_EXP}..2^{MAX_SCALE_EXP}, got {value!r}")
+    mantissa, _ = math.frexp(value)
+    bits = 1 if power_of_two else MAX_SCALE_BITS
+    if (mantissa * 2.0**bits) != int(mantissa * 2.0**bits):
+        raise IntegrityError(f"scale has too many significant bits: expected at most {bits}, got {value!r}")
+
+
+def legal_step(value: float) -> float:
+    """The nearest float with at most 16 significant bits, clamped into the legal range."""
+    if not math.isfinite(value) or value <= 0:
+        raise InputError(f"step is not positive and finite: got {value!r}")
+    mantissa, exponent = math.frexp(min(max(value, 2.0**MIN_SCALE_EXP), 2.0**MAX_SCALE_EXP))
+    return math.ldexp(round(mantissa * 2.0**MAX_SCALE_BITS) / 2.0**MAX_SCALE_BITS, exponent)
+
+
+def low_rank_product(part: LowRankPart) -> Array:
+    """Exact integer A.B as float32, shape (len(rows), len(cols))."""
+    return (part.a.astype(np.int32) @ part.b.astype(np.int32)).astype(np.float32)
+
+
+def apply_delta(old: Array, delta: TensorDelta) -> Array:
+    """The new tensor, same shape and dtype as `old` (float32 or float16); raises IntegrityError when a result is not finite."""
+    if tuple(old.shape) != delta.shape:
+        raise IntegrityError(f"delta does not fit {delta.name}: expected shape {delta.shape}, got {tuple(old.shape)}")
+    work = old.astype(np.float32)
+    touched = np.zeros(old.shape, dtype=bool)
+    if delta.sparse is not None:
+        flat = work.reshape(-1)
+        flat[delta.sparse.index] += np.float32(delta.sparse.step) * delta.sparse.q.astype(np.float32)
+        touched.reshape(-1)[delta.sparse.index] = True
+    if delta.low_rank is not None:
+        grid = np.ix_(delta.low_rank.rows, delta.low_rank.cols)
+        work[grid] += np.float32(delta.low_rank.scale) * low_rank_product(delta.low_rank)
+        touched[grid] = True
+    with np.errstate(over="ignore"):
+        new = work.astype(old.dtype)
+    # Untouched elements keep their bits, including the payload of a NaN.
+    result = np.where(touched, new, old)
+    if not np.isfinite(new[touched]).all():
+        raise IntegrityError(f"delta makes {delta.name} not finite: expected finite weights")
+    return result
+
+
+def changed_elements(delta: TensorDelta) -> Array:
+    """Boolean array of `delta.shape`: the elements that the delta declares it may change."""
+    declared = np.zeros(delta.shape, dtype=bool)
+    if delta.sparse is not None:
+        declared.reshape(-1)[delta.sparse.index] = True
+    if delta.low_rank is not None:
+        declared[np.ix_(delta.low_rank.rows, delta.low_rank.cols)] = True
+    return declared
+
+
+def transpose_delta(delta: TensorDelta, name: str) -> TensorDelta:
+    """The same change for the transposed matrix, under the deployed `name`; indices are re-sorted."""
+    if len(delta.shape) != 2:
+        raise InputError(f"cannot transpose {delta.name}: expected 2 dimensions, got {len(delta.shape)}")
+    height, width = delta.shape
+    sparse, low_rank = None, None
+    if delta.sparse is not None:
+        row, col = np.divmod(delta.sparse.index, width)
+        moved = col * height + row
+        order = np.argsort(moved, kind="stable")
+        sparse = SparsePart(moved[order], delta.sparse.q[order], delta.sparse.step)
+    if delta.low_rank is not None:
+        part = delta.low_rank
+        low_rank = LowRankPart(part.cols, part.rows, np.ascontiguousarray(part.b.T), np.ascontiguousarray(part.a.T), part.scale)
+    return TensorDelta(name, (width, height), sparse, low_rank)
