@@ -76,7 +76,8 @@ class Preprocess:
 class Bundle:
     """A provisioned model.  `tolerance` is the largest absolute difference (float32 output units) allowed between the
     torch encoder and this graph on the probes; `precision` is float32 or float16; `source_digest` names the encoder's
-    weights, `graph_digest` the ONNX file, `fingerprint` all deployed tensors."""
+    weights, `graph_digest` the ONNX file, `fingerprint` all deployed tensors; `source` is where the server loads the encoder
+    from (a device ignores it)."""
 
     path: Path
     recipe: str
@@ -93,6 +94,7 @@ class Bundle:
     probes_digest: str
     fingerprint: str
     tensor_map: TensorMap
+    source: str = ""
 
     def weights(self) -> dict[str, Array]:
         """Deployed name -> array, views into a private copy-on-write mapping of `weights.bin`."""
