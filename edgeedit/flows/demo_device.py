@@ -1,0 +1,185 @@
+"""The demo's device half: a process of its own in which torch, onnx and transformers cannot be imported.
+
+It sees only copied files: `bundle/`, `fix.eep`, `ml.pub`, `inputs.npz` paths given in `job.json`.  It provisions a store,
+serves real frames from a second thread through `Runtime` while the patch is taken, measures swaps and rebuilds side by
+side, writes the new features of every held-out image, rolls back, and writes `device.json`.
+Guarantees: every figure in `device.json` was measured in this process; nothing is read from the server's results.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import json
+import shutil
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+BLOCKED = ("torch", "onnx", "transformers", "onnxscript", "sklearn", "scipy", "matplotlib", "edgeedit.encoder", "edgeedit.edit", "edgeedit.deploy")
+SWAPS = 20  # swaps behind the median
+REBUILDS = 5  # rebuilt sessions behind each median
+BATCH = 16  # frames per run when all held-out images are read
+
+
+class _Blocker(importlib.abc.MetaPathFinder):
+    """Refuses the import of server-side packages, so that the process has no torch whatever is installed."""
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        """Raise for a blocked name, pass otherwise."""
+        if any(fullname == name or fullname.startswith(name + ".") for name in BLOCKED):
+            raise ModuleNotFoundError(f"{fullname} is not on the device", name=fullname)
+        return None
+
+
+def _served(run: Callable[[Array], Any], frames: Array, stop: threading.Event, log: list[tuple[int, Array, int]], errors: list[str]) -> None:
+    number = 0
+    while not stop.is_set():
+        index = number % len(frames)
+        try:
+            answer = run(frames[index : index + 1])
+            log.append((index, answer.output.copy(), answer.generation))
+        except RuntimeError as error:  # a lost frame is counted, not raised: the camera would go on
+            errors.append(str(error))
+        number += 1
+
+
+def _features(run: Callable[[Array], Any], pixels: Array) -> Array:
+    rows = [run(np.ascontiguousarray(pixels[i : i + BATCH])) for i in range(0, len(pixels), BATCH)]
+    return np.concatenate(rows)
+
+
+def _milliseconds(work: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    work()
+    return (time.perf_counter() - start) * 1e3
+
+
+def _rebuild_ms(model: Path, *, prepack: bool, threads: int) -> float:
+    """Median milliseconds to create a session on the patched files: what a device would do without in-place swap."""
+    import onnxruntime
+
+    def build() -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        if not prepack:
+            options.add_session_config_entry("session.disable_prepacking", "1")
+        onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+
+    return statistics.median(_milliseconds(build) for _ in range(REBUILDS))
+
+
+def _write_patched(bundle: Any, weights: Mapping[str, Array], folder: Path) -> Path:
+    """Plain files of the patched generation (graph copied, weights rewritten), for the rebuild rivals."""
+    folder.mkdir()
+    shutil.copyfile(bundle.path / "model.onnx", folder / "model.onnx")
+    shutil.copyfile(bundle.path / "weights.bin", folder / "weights.bin")
+    with (folder / "weights.bin").open("r+b") as handle:
+        for tensor in bundle.tensor_map.tensors:
+            handle.seek(tensor.offset)
+            handle.write(np.ascontiguousarray(weights[tensor.name]).tobytes())
+    return folder / "model.onnx"
+
+
+def _copy(weights: Mapping[str, Array]) -> dict[str, Array]:
+    return {name: np.array(array) for name, array in weights.items()}
+
+
+def _wait(condition: Callable[[], bool], what: str, seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError(f"{what} did not happen in {seconds:.0f} s")
+        time.sleep(0.01)
+
+
+def _swap_timings(engine: Any, old: Mapping[str, Array], new: Mapping[str, Array]) -> list[float]:
+    return [_milliseconds(lambda which=which: engine.swap(which)) for _ in range(SWAPS // 2) for which in (old, new)]  # type: ignore[misc]
+
+
+def run_device(job: Path) -> dict[str, Any]:
+    """Everything the device does in the demo; `job` is the folder with the copied files.  Returns the figures."""
+    from edgeedit.digest import digest_array
+    from edgeedit.device.apply import read_patch_file
+    from edgeedit.device.runtime import Runtime
+    from edgeedit.device.store import Store
+
+    settings = json.loads((job / "job.json").read_text("utf-8"))
+    frames = np.load(job / "target.npy", mmap_mode="r")[: settings["frames"]].astype(np.float32)
+    store_path = job / "store"
+    Store.create(store_path, job / "bundle", [job / "ml.pub"]).close()
+    records: list[Any] = []
+    log: list[tuple[int, Array, int]] = []
+    errors: list[str] = []
+    stop = threading.Event()
+    with Runtime(store_path, threads=settings["threads"], poll_seconds=0.05, on_swap=records.append) as runtime:
+        old_weights = _copy(runtime.engine.weights)
+        old_outputs = np.concatenate([runtime.run(frames[i : i + 1]).output for i in range(len(frames))])
+        camera = threading.Thread(target=_served, args=(runtime.run, frames, stop, log, errors))
+        camera.start()
+        _wait(lambda: len(log) >= 10, "serving of the first frames")
+        with Store.open(store_path) as store:
+            generation = store.stage(read_patch_file(job / "fix.eep"))
+        _wait(lambda: any(r.generation == generation.id and r.state in ("confirmed", "reverted") for r in records), "confirmation of the patch")
+        served_until = len(log)
+        _wait(lambda: len(log) >= served_until + 10, "serving after the swap")
+        stop.set()
+        camera.join()
+        new_weights = _copy(runtime.engine.weights)
+        new_outputs = np.concatenate([runtime.run(frames[i : i + 1]).output for i in range(len(frames))])
+        torn = sum(not (np.array_equal(out[0], old_outputs[i]) or np.array_equal(out[0], new_outputs[i])) for i, out, _ in log)
+        kinds = {"old": sum(g == 0 for _, _, g in log), "new": sum(g != 0 for _, _, g in log)}
+        for name in ("target", "control", "unrelated"):
+            source = job / f"{name}.npy"
+            if source.exists():
+                np.save(job / f"{name}-features.npy", _features(lambda x: runtime.run(x).output, np.load(source, mmap_mode="r")))
+        touched = {n: new_weights[n] for n in new_weights if not np.array_equal(new_weights[n], old_weights[n])}
+        timings = _swap_timings(runtime.engine, {n: old_weights[n] for n in touched}, touched)
+        with Store.open(store_path) as store:
+            store.rollback()
+        _wait(lambda: runtime.generation == 0, "rollback")
+        back = all(np.array_equal(a.view(np.uint8), old_weights[n].view(np.uint8)) for n, a in runtime.engine.weights.items())
+        again = np.concatenate([runtime.run(frames[i : i + 1]).output for i in range(len(frames))])
+        model = _write_patched(runtime.bundle, new_weights, job / "rebuilt")
+    threads = settings["threads"]
+    default_ms, noprepack_ms = _rebuild_ms(model, prepack=True, threads=threads), _rebuild_ms(model, prepack=False, threads=threads)
+    record = next(r for r in records if r.generation == generation.id)
+    return {
+        "apply": {
+            "state": record.state,
+            "prepare_ms": record.prepare_ms,
+            "first_swap_ms": record.swap_ms,
+            "swap_ms": statistics.median(timings),
+            "probe_ms": record.probe_ms,
+            "rebuild_default_ms": default_ms,
+            "rebuild_noprepack_ms": noprepack_ms,
+            "frames_served": len(log),
+            "frames_by_model": kinds,
+            "frames_lost": len(errors),
+            "frames_torn": torn,
+        },
+        "digests": {name: digest_array(array) for name, array in new_weights.items()},
+        "rollback_exact": bool(back and np.array_equal(again.view(np.uint8), old_outputs.view(np.uint8))),
+        "server_packages_loaded": sorted({m.split(".")[0] for m in sys.modules} & {"torch", "onnx", "transformers"}),
+    }
+
+
+def main() -> None:
+    """`python -m edgeedit.flows.demo_device JOB_FOLDER`."""
+    sys.meta_path.insert(0, _Blocker())
+    job = Path(sys.argv[1])
+    result = run_device(job)
+    (job / "device.json").write_text(json.dumps(result), "utf-8")
+
+
+if __name__ == "__main__":
+    main()

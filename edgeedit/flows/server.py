@@ -1,0 +1,131 @@
+"""The server's single steps as functions: export, reader fit, edit, compare.  The command line calls one each.
+
+Guarantees: the encoder that edits is the one the Bundle was exported from (checked by digest); a failed step writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeedit.bundle import Bundle, load_bundle, save_bundle
+from edgeedit.catalog import load_profile, load_recipe
+from edgeedit.deploy.compare import compare
+from edgeedit.deploy.export import export_bundle
+from edgeedit.edit.evaluate import balanced_error, features
+from edgeedit.edit.lorsu import Lorsu
+from edgeedit.edit.readers import Reader, fit_linear, fit_prototypes, load_reader, save_reader
+from edgeedit.edit.run import EditResult, HeldOut, edit
+from edgeedit.edit.shots import Shots, load_pixels, load_shots, split_by_group
+from edgeedit.encoder.encoder import Encoder
+from edgeedit.encoder.load import load_encoder
+from edgeedit.errors import InputError, MismatchError
+from edgeedit.limits import MAX_PROBES
+
+Array = np.ndarray[Any, Any]
+
+
+def export_model(
+    model: str, recipe: str, device: str, out: Path, *, precision: str | None = None, size: int | None = None, probes: Path | None = None, seed: int = 0
+) -> Bundle:
+    """Load an encoder and write its Bundle; the Bundle remembers `model` so that later steps find the encoder again."""
+    profile = load_profile(device)
+    encoder = load_encoder(model, load_recipe(recipe), size=size)
+    images = None
+    if probes is not None:
+        images = load_pixels(load_shots(probes), encoder.preprocess)[:MAX_PROBES]
+    bundle = export_bundle(encoder, out, profile=profile, precision=precision or profile.precision, probes=images, seed=seed)
+    bundle = replace(bundle, source=model)
+    save_bundle(bundle)
+    return bundle
+
+
+def encoder_of(bundle: Bundle) -> Encoder:
+    """The torch encoder that a Bundle was exported from; raises MismatchError (exit 4) when its weights are others."""
+    encoder = load_encoder(bundle.source, load_recipe(bundle.recipe), size=bundle.preprocess.size)
+    if encoder.source_digest() != bundle.source_digest:
+        raise MismatchError(
+            f"encoder does not match the bundle: expected {bundle.source_digest[:12]}, got {encoder.source_digest()[:12]} from {bundle.source}",
+            hint="export the bundle again from this encoder",
+        )
+    return encoder
+
+
+def fit_reader(images: Path, bundle: Path, out: Path, *, kind: str) -> tuple[Reader, float]:
+    """Fit a linear head or prototypes on labelled images and save it; returns it with its balanced training error."""
+    encoder, shots = encoder_of(load_bundle(bundle)), load_shots(images)
+    if (shots.labels < 0).any():
+        raise InputError(f"images have no labels: expected one folder per class or labels in {images}")
+    rows = features(encoder, load_pixels(shots, encoder.preprocess))
+    fit = fit_linear if kind == "linear" else fit_prototypes
+    fitted: Reader = fit(rows, shots.labels, shots.classes)
+    save_reader(fitted, out)
+    return fitted, balanced_error(shots.labels, fitted.logits_numpy(rows).argmax(1))
+
+
+@dataclass(frozen=True)
+class EditRequest:
+    """What `edgeedit edit` was asked to do; None takes the method's default or splits what is there."""
+
+    shots: Path
+    bundle: Path
+    reader_path: Path
+    control: Path
+    heldout: Path | None = None
+    heldout_control: Path | None = None
+    unrelated: Path | None = None
+    unrelated_reader: Path | None = None
+    share: float | None = None
+    heads: int | None = None
+    steps: int | None = None
+    limit: float = 0.02
+    seed: int = 0
+
+
+def _sets(request: EditRequest) -> tuple[Shots, Shots, HeldOut]:
+    shots, control = load_shots(request.shots), load_shots(request.control)
+    if request.heldout is not None:
+        target = load_shots(request.heldout)
+    else:
+        shots, target = split_by_group(shots, 0.5, request.seed)
+    if request.heldout_control is not None:
+        kept: Shots | None = load_shots(request.heldout_control)
+    else:
+        control, kept = split_by_group(control, 0.5, request.seed)
+    if (request.unrelated is None) != (request.unrelated_reader is None):
+        raise InputError("unrelated set is incomplete: expected --unrelated and --unrelated-reader together")
+    unrelated = load_shots(request.unrelated) if request.unrelated else None
+    reader = load_reader(request.unrelated_reader) if request.unrelated_reader else None
+    return shots, control, HeldOut(target, kept, unrelated, reader)
+
+
+def run_edit(request: EditRequest, out: Path, progress: Callable[[int, int, str], None]) -> EditResult:
+    """Edit, evaluate, and save the delta (also a failed one: `pack` refuses it, the report explains it)."""
+    shots, control, heldout = _sets(request)
+    bundle = load_bundle(request.bundle)
+    chosen = {name: getattr(request, name) for name in ("share", "heads", "steps") if getattr(request, name) is not None}
+    result = edit(
+        encoder_of(bundle),
+        shots,
+        control,
+        load_reader(request.reader_path),
+        method=Lorsu(**chosen),
+        precision=bundle.precision,
+        heldout=heldout,
+        seed=request.seed,
+        limit=request.limit,
+        progress=progress,
+    )
+    result.delta.save(out)
+    return result
+
+
+def compare_bundle(path: Path) -> dict[str, Any]:
+    """Torch against the Bundle's graph on its probes."""
+    bundle = load_bundle(path)
+    value: dict[str, Any] = compare(encoder_of(bundle), bundle).to_json()
+    return value

@@ -1,0 +1,10 @@
+#!/bin/sh
+# Run the device-side suite on another interpreter: INTERPRETER VENV ONNXRUNTIME TESTS
+set -eu
+"$1" -m venv "$2"
+"$2/bin/pip" install -q scikit-build-core nanobind cmake ninja numpy click cryptography tomli "$3" onnx pytest hypothesis
+# The wheel is built for this interpreter and installed without the source tree on the path.
+rm -rf "build/$2" && mkdir -p "build/$2"
+"$2/bin/pip" wheel -q . --no-build-isolation --no-deps -w "build/$2"
+"$2/bin/pip" install -q --no-deps --force-reinstall "build/$2"/edgeedit-*.whl
+"$2/bin/python" -m pytest -q -p no:cacheprovider $4
