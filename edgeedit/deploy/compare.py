@@ -1,0 +1,103 @@
+"""Runs a Bundle's graph on the server and compares it with the torch encoder.
+
+Guarantees: the session uses the options of the device runtime (no prepacking, no constant folding), so the measured
+difference is the one a device will show on a CPU of this kind.  Does not change weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from edgeedit.bundle import MODEL_FILE, Bundle
+from edgeedit.deploy.values import parameter_values, with_values
+from edgeedit.errors import InputError
+
+if TYPE_CHECKING:
+    from edgeedit.encoder.encoder import Encoder
+
+Array = np.ndarray[Any, Any]
+BATCH = 8  # images per run
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """torch against graph on the probes: lowest cosine of a feature row, largest and mean absolute difference (output units)."""
+
+    cosine_min: float
+    max_abs: float
+    mean_abs: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON object."""
+        return asdict(self)
+
+
+def batches(count: int) -> Iterator[slice]:
+    """Slices over `count` rows: first one row alone, then batches, so that a graph with a baked batch size cannot pass."""
+    start, size = 0, 1
+    while start < count:
+        yield slice(start, min(start + size, count))
+        start, size = start + size, BATCH
+
+
+def run_encoder(encoder: Encoder, pixels: Array) -> Array:
+    """Features of a torch encoder as it is, float32 (n, width); `pixels` float32 (n, 3, s, s)."""
+    with torch.no_grad():
+        parts = [encoder(torch.from_numpy(np.ascontiguousarray(pixels[rows]))).float().numpy() for rows in batches(len(pixels))]
+    return np.concatenate(parts).astype(np.float32, copy=False)
+
+
+def run_graph(folder: Path, pixels: Array, *, threads: int = 0) -> Array:
+    """Features of the graph in `folder` (`model.onnx` beside `weights.bin`), float32 (n, width); threads 0 = ORT decides.
+
+    Raises InputError when ONNX Runtime refuses the graph or the pixels.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    disabled = ["ConstantFolding", "NchwcTransformer"]
+    try:
+        path = str(folder / MODEL_FILE)
+        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled)
+        name = session.get_inputs()[0].name
+        parts = [session.run(None, {name: np.ascontiguousarray(pixels[rows])})[0] for rows in batches(len(pixels))]
+    # ORT raises classes of its own that derive from RuntimeError or directly from Exception, by version.
+    except (RuntimeError, ValueError, *_ort_errors()) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"ONNX Runtime cannot run the graph: {reason}", hint="check the bundle and the size of the images") from error
+    return np.concatenate(parts)
+
+
+def _ort_errors() -> tuple[type[Exception], ...]:
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    return (state.Fail, state.InvalidArgument, state.InvalidGraph, state.NotImplemented, state.RuntimeException)
+
+
+def difference(expected: Array, got: Array) -> Comparison:
+    """Compare two feature arrays of equal shape (n, width); raises InputError when shapes differ or a value is not finite."""
+    if expected.shape != got.shape:
+        raise InputError(f"outputs do not compare: expected shape {expected.shape}, got {got.shape}")
+    if not (np.isfinite(expected).all() and np.isfinite(got).all()):
+        raise InputError("outputs do not compare: expected finite features, got infinity or NaN")
+    left, right = expected.astype(np.float64), got.astype(np.float64)
+    norms = np.maximum(np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1), 1e-30)
+    gap = np.abs(left - right)
+    return Comparison(float(((left * right).sum(axis=1) / norms).min()), float(gap.max()), float(gap.mean()))
+
+
+def compare(encoder: Encoder, bundle: Bundle) -> Comparison:
+    """Torch with the weights rounded to the bundle's precision, computed in float32, against the graph, on the probes."""
+    pixels = bundle.probes()
+    twin = with_values(encoder, parameter_values(encoder, bundle.precision))
+    return difference(run_encoder(twin, pixels), run_graph(bundle.path, pixels))

@@ -1,0 +1,168 @@
+"""Builds a Bundle from an Encoder: trace, map, write, prove.
+
+The graph is traced from stand-in values (see `mapping`) and then given the true ones under the same names, so its
+structure cannot depend on the values that a patch changes.  The finished graph is run against torch on the probes: a
+constant folded from a stand-in, or a baked batch size, shows there and the export is refused.
+Guarantees: an unfinished export leaves nothing; `bundle.json` is written last.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgeedit.bundle import MODEL_FILE, PROBES_FILE, WEIGHTS_FILE, Bundle, MappedTensor, TensorMap, save_bundle
+from edgeedit.catalog import DeviceProfile
+from edgeedit.deploy.compare import difference, run_encoder, run_graph
+from edgeedit.deploy.graph import INPUT_NAME, OUTPUT_NAME, TORCH_DTYPES, externalise, float_initialisers, rename, trace
+from edgeedit.deploy.mapping import Match, ambiguous, match, stand_ins
+from edgeedit.deploy.materialize import layout, write_tensors
+from edgeedit.deploy.probes import DEFAULT_PROBES, check_inputs, synthetic_probes
+from edgeedit.deploy.values import parameter_values, with_values
+from edgeedit.digest import digest_array, digest_file, fingerprint
+from edgeedit.errors import InputError, RefusedError
+from edgeedit.files import fsync_dir, replace_file
+
+if TYPE_CHECKING:
+    from edgeedit.encoder.encoder import Encoder
+
+Array = np.ndarray[Any, Any]
+SAFETY = 4.0  # tolerance = this many times the measured difference, so that another CPU of the same kind stays inside
+FLOOR: Mapping[str, float] = {"float32": 1e-5, "float16": 1e-3}  # least tolerance, times the RMS of the features
+ABSURD: Mapping[str, float] = {"float32": 1e-3, "float16": 5e-2}  # largest difference, times the RMS of the features
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What to export, into the unfinished folder `temp`."""
+
+    encoder: Encoder
+    temp: Path
+    profile: DeviceProfile
+    precision: str
+    pixels: Array
+    seed: int
+
+
+def export_bundle(
+    encoder: Encoder, out: Path, *, profile: DeviceProfile, precision: str, probes: Array | None = None, seed: int = 0
+) -> Bundle:
+    """Export `encoder` for `profile` into the new folder `out`.
+
+    `probes` are normalised images, float32 (n, 3, s, s); None makes 16 synthetic ones from `seed`.  Raises InputError when
+    `out` exists and is not empty, when an editable parameter cannot be mapped, or when the graph disagrees with torch;
+    RefusedError when the disk refuses.
+    """
+    _check_target(out)
+    size = encoder.preprocess.size
+    pixels = synthetic_probes(encoder.preprocess, DEFAULT_PROBES, seed) if probes is None else probes
+    check_inputs(pixels, size)
+    values = parameter_values(encoder, precision)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temp = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        temp.mkdir()
+        request = _Request(encoder, temp, profile, precision, pixels, seed)
+        bundle = _write_bundle(request, values)
+        temp.rename(out)
+        fsync_dir(out.parent)
+    except OSError as error:
+        raise RefusedError(f"cannot write {out}: {error.strerror or error}", hint="free disk space or choose another place") from error
+    finally:
+        shutil.rmtree(temp, ignore_errors=True)
+    return replace(bundle, path=out)
+
+
+def _check_target(out: Path) -> None:
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise InputError(f"cannot export to {out}: expected a new or empty folder", hint="choose another folder; a bundle is immutable")
+
+
+def _write_bundle(request: _Request, values: Mapping[str, Array]) -> Bundle:
+    replace_file(request.temp / PROBES_FILE, _npy(request.pixels))
+    expected = run_encoder(with_values(request.encoder, values), request.pixels)
+    scale = max(float(np.sqrt(np.mean(np.square(expected, dtype=np.float64)))), 1e-6)
+    editable = frozenset(request.encoder.editable())
+    gaps: list[float] = []
+    # A parameter that is both ambiguous and folded into a constant leaves its stand-in there.  The second attempt gives
+    # stand-ins to the editable parameters only; tensors that no patch can touch may then be shared.
+    for chosen in (editable | ambiguous(values), editable):
+        tensors = _write_model(request, values, chosen, editable)
+        got = run_graph(request.temp, request.pixels, threads=request.profile.threads)
+        gaps.append(difference(expected, got).max_abs)
+        if gaps[-1] <= ABSURD[request.precision] * scale:
+            return _describe(request, tensors, max(SAFETY * gaps[-1], FLOOR[request.precision] * scale))
+    raise InputError(
+        f"graph disagrees with the encoder: expected at most {ABSURD[request.precision] * scale:.3g}, got {min(gaps):.3g}",
+        hint="try float32; if that fails too, the exporter mistranslates this encoder",
+    )
+
+
+def _write_model(
+    request: _Request, values: Mapping[str, Array], chosen: Collection[str], editable: Collection[str]
+) -> tuple[MappedTensor, ...]:
+    traced = stand_ins(values, chosen, request.seed)
+    twin = with_values(request.encoder, traced, TORCH_DTYPES[request.precision])
+    model = trace(twin, request.encoder.preprocess.size, request.precision, request.profile.opset)
+    floats = float_initialisers(model)
+    matches = match(floats, traced, editable)
+    rename(model, {old: found.name for old, found in matches.items()})
+    arrays = {found.name: _true_value(found, floats[old], values) for old, found in matches.items()}
+    tensors = _table(arrays, {found.name: found for found in matches.values()}, editable)
+    write_tensors(request.temp / WEIGHTS_FILE, ((row.offset, arrays[row.name]) for row in tensors))
+    replace_file(request.temp / MODEL_FILE, externalise(model, {row.name: row for row in tensors}))
+    return tensors
+
+
+def _true_value(found: Match, traced: Array, values: Mapping[str, Array]) -> Array:
+    if not found.parameter:
+        return traced
+    value = values[found.parameter]
+    return np.ascontiguousarray(value.T if found.transposed else value).reshape(traced.shape)
+
+
+def _table(arrays: Mapping[str, Array], matches: Mapping[str, Match], editable: Collection[str]) -> tuple[MappedTensor, ...]:
+    names = sorted(arrays)
+    rows = []
+    for name, offset in zip(names, layout([arrays[name].nbytes for name in names]), strict=True):
+        array, found = arrays[name], matches[name]
+        parameter = found.parameter if found.primary else ""
+        place = (array.dtype.name, tuple(array.shape), offset, array.nbytes, digest_array(array))
+        rows.append(MappedTensor(name, parameter, found.primary and found.transposed, *place, parameter in editable))
+    return tuple(rows)
+
+
+def _describe(request: _Request, tensors: tuple[MappedTensor, ...], tolerance: float) -> Bundle:
+    encoder, size = request.encoder, request.encoder.preprocess.size
+    bundle = Bundle(
+        path=request.temp,
+        recipe=encoder.recipe.name,
+        source_digest=encoder.source_digest(),
+        precision=request.precision,
+        profile=request.profile.name,
+        input_name=INPUT_NAME,
+        input_shape=(3, size, size),
+        output_name=OUTPUT_NAME,
+        output_width=encoder.width,
+        preprocess=encoder.preprocess,
+        tolerance=tolerance,
+        graph_digest=digest_file(request.temp / MODEL_FILE),
+        probes_digest=digest_file(request.temp / PROBES_FILE),
+        fingerprint=fingerprint(row.digest() for row in tensors),
+        tensor_map=TensorMap(tensors),
+    )
+    save_bundle(bundle)
+    return bundle
+
+
+def _npy(array: Array) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()

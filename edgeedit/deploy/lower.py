@@ -1,0 +1,86 @@
+"""Lowers a Delta of named parameters onto the deployed tensors of a Bundle.
+
+Guarantees: the new tensors come from the same rule and core as on the device; `parent` and `result` are fingerprints over
+all deployed tensors, so a device that holds anything else will refuse.  Does not sign, and does not change the Bundle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from edgeedit.bundle import Bundle, MappedTensor
+from edgeedit.delta import Delta, TensorDelta
+from edgeedit.deploy.materialize import check_weights
+from edgeedit.digest import TensorDigest, digest_array, fingerprint
+from edgeedit.errors import MismatchError
+from edgeedit.rounding import transpose_delta
+
+try:
+    from edgeedit.codec.apply import apply_delta
+except ImportError:  # the core is not built yet
+    from edgeedit.rounding import apply_delta
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A Delta in deployed names and layout.  `before`, `after` (SHA-256), `dtypes` and `new` are keyed by the deployed names
+    of `deltas`; `parent` and `result` are the fingerprints of all deployed tensors."""
+
+    deltas: tuple[TensorDelta, ...]
+    before: Mapping[str, str]
+    after: Mapping[str, str]
+    dtypes: Mapping[str, str]
+    parent: str
+    result: str
+    new: Mapping[str, Array]
+
+
+def _check_source(delta: Delta, bundle: Bundle) -> None:
+    made_for = delta.info.get("encoder", {})
+    for key, expected in (("source_digest", bundle.source_digest), ("precision", bundle.precision)):
+        if made_for.get(key) != expected:
+            raise MismatchError(
+                f"delta does not belong to the bundle: expected encoder {key} {expected}, got {made_for.get(key)}",
+                hint="make the edit and the bundle from the same encoder at the same precision",
+            )
+
+
+def lower_tensor(change: TensorDelta, tensor: MappedTensor) -> TensorDelta:
+    """One change in the layout of its deployed tensor; raises MismatchError when it may not or cannot be changed."""
+    if not tensor.editable:
+        raise MismatchError(f"parameter may not be edited: got {change.name}", hint="the bundle marks which parameters a patch may touch")
+    shape = tensor.shape[::-1] if tensor.transposed else tensor.shape
+    if change.shape != shape:
+        raise MismatchError(f"delta does not fit {change.name}: expected shape {shape}, got {change.shape}")
+    return transpose_delta(change, tensor.name) if tensor.transposed else replace(change, name=tensor.name)
+
+
+def lower(delta: Delta, bundle: Bundle, weights: Mapping[str, Array]) -> Lowered:
+    """Translate `delta` and compute the tensors it leads to.
+
+    `weights` are all deployed tensors of the parent generation (deployed name -> array in the bundle's dtypes and shapes):
+    `bundle.weights()`, or those with earlier patches applied.  Raises MismatchError when delta, bundle and weights do not
+    belong together, InputError when a parameter is not deployed, IntegrityError when a new weight is not finite.
+    """
+    _check_source(delta, bundle)
+    check_weights(bundle, weights)
+    deltas = tuple(lower_tensor(change, bundle.tensor_map.by_parameter(change.name)) for change in delta.tensors)
+    new = {change.name: apply_delta(weights[change.name], change) for change in deltas}
+    rows = {t.name: TensorDigest(t.name, t.dtype, t.shape, digest_array(weights[t.name])) for t in bundle.tensor_map.tensors}
+    after = {name: digest_array(array) for name, array in new.items()}
+    changed = {name: replace(rows[name], sha256=digest) for name, digest in after.items()}
+    return Lowered(
+        deltas,
+        {name: rows[name].sha256 for name in new},
+        after,
+        {name: rows[name].dtype for name in new},
+        fingerprint(rows.values()),
+        fingerprint({**rows, **changed}.values()),
+        new,
+    )

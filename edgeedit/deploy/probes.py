@@ -1,0 +1,87 @@
+"""Probe inputs, and what they are expected to give: the torch encoder with exactly the rounded weights.
+
+Guarantees: the weights of `edited_encoder` are, element for element, those a device computes from the patch (one rule,
+`rounding.apply_delta`); the arithmetic of the forward pass stays float32.  Does not run the deployed graph.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgeedit.bundle import Bundle, Preprocess
+from edgeedit.delta import Delta
+from edgeedit.deploy.compare import run_encoder
+from edgeedit.deploy.values import parameter_values, with_values
+from edgeedit.errors import InputError, MismatchError
+from edgeedit.limits import MAX_PROBES
+from edgeedit.rounding import apply_delta
+
+if TYPE_CHECKING:
+    from edgeedit.encoder.encoder import Encoder
+
+Array = np.ndarray[Any, Any]
+DEFAULT_PROBES = 16
+MARGIN = 10.0  # a probe must move by this many tolerances to tell the edited encoder from its parent
+WAVES = 12  # per probe and channel
+
+
+def synthetic_probes(preprocess: Preprocess, count: int, seed: int) -> Array:
+    """Smooth random colour patterns with a little noise, normalised; float32 (count, 3, size, size)."""
+    generator = np.random.default_rng(seed)
+    axis = np.linspace(0.0, 1.0, preprocess.size)
+    shape = (count, 3, WAVES)
+    amplitude = generator.normal(size=shape)
+    down, across = (generator.uniform(-6.0, 6.0, shape) for _ in range(2))  # periods per image
+    phase = generator.uniform(0.0, 2 * np.pi, shape)
+    angle_down = np.exp(2j * np.pi * down[..., None] * axis)
+    angle_across = amplitude[..., None] * np.exp(2j * np.pi * across[..., None] * axis + 1j * phase[..., None])
+    image = np.einsum("ncwi,ncwj->ncij", angle_down, angle_across).real
+    image += generator.normal(0.0, 0.3, image.shape)
+    low, high = (edge(image, axis=(2, 3), keepdims=True) for edge in (np.min, np.max))
+    mean, std = (np.asarray(values).reshape(1, 3, 1, 1) for values in (preprocess.mean, preprocess.std))
+    pixels: Array = (((image - low) / (high - low)) - mean) / std
+    return pixels.astype(np.float32)
+
+
+def check_inputs(probes: Array, size: int) -> None:
+    """Raise InputError unless `probes` is finite float32 (1..256, 3, size, size)."""
+    legal = probes.ndim == 4 and probes.shape[1:] == (3, size, size) and 0 < len(probes) <= MAX_PROBES
+    if not legal or probes.dtype != np.float32 or not np.isfinite(probes).all():
+        raise InputError(
+            f"probes are not usable: expected finite float32 (1..{MAX_PROBES}, 3, {size}, {size}), got {probes.dtype} {probes.shape}",
+            hint="normalise the images with the encoder's own preprocessing",
+        )
+
+
+def edited_encoder(encoder: Encoder, delta: Delta | None, precision: str) -> Encoder:
+    """A copy of the encoder with each weight rounded to `precision` and `delta` applied; it computes in float32.
+
+    Raises MismatchError when the delta names a parameter that the encoder lacks or whose shape differs.
+    """
+    values = parameter_values(encoder, precision)
+    for change in delta.tensors if delta is not None else ():
+        if change.name not in values or values[change.name].shape != change.shape:
+            got = values[change.name].shape if change.name in values else "no such parameter"
+            raise MismatchError(f"delta does not fit the encoder: expected {change.name} {change.shape}, got {got}")
+        values[change.name] = apply_delta(values[change.name], change)
+    return with_values(encoder, values)
+
+
+def expectations(encoder: Encoder, delta: Delta | None, bundle: Bundle) -> Array:
+    """Expected features on the bundle's probes, float32 (n, width); `delta` None gives those of the parent."""
+    return run_encoder(edited_encoder(encoder, delta, bundle.precision), bundle.probes())
+
+
+def check_probes(old_outputs: Array, new_outputs: Array, tolerance: float) -> None:
+    """Raise InputError unless at least one probe tells the edited encoder from its parent: |new - old| >= 10 x tolerance."""
+    if old_outputs.shape != new_outputs.shape or old_outputs.size == 0:
+        raise InputError(f"probes do not compare: expected shape {old_outputs.shape}, got {new_outputs.shape}")
+    moved = float(np.abs(new_outputs.astype(np.float64) - old_outputs.astype(np.float64)).max())
+    # `not >=` also refuses a NaN.
+    if not moved >= MARGIN * tolerance:
+        raise InputError(
+            f"no probe sees the edit: expected a change of at least {MARGIN * tolerance:.3g}, got {moved:.3g}",
+            hint="export the bundle with probe images like those that the edit repairs",
+        )

@@ -1,0 +1,123 @@
+"""A Bundle holds each editable parameter exactly once, computes what torch computes, and is whole or absent."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from edgeedit.bundle import Bundle, load_bundle, verify_bundle
+from edgeedit.deploy.compare import compare, run_graph
+from edgeedit.deploy.values import parameter_values
+from edgeedit.errors import InputError
+
+FAMILIES = ("dinov2", "clip", "siglip")
+
+
+def plain_session(folder: Path) -> Any:
+    return ort.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_map_is_complete_and_holds_the_values(tiny_bundle: Any, family: str, precision: str) -> None:
+    encoder, bundle = tiny_bundle(family, precision)
+    values, weights = parameter_values(encoder, precision), bundle.weights()
+    mapped = [t for t in bundle.tensor_map.tensors if t.parameter]
+    for tensor in mapped:
+        value = values[tensor.parameter].T if tensor.transposed else values[tensor.parameter]
+        assert np.array_equal(weights[tensor.name].reshape(-1), value.reshape(-1)), tensor.name
+        assert tensor.name == tensor.parameter + ("::T" if tensor.transposed else "")
+        assert tensor.offset % 4096 == 0
+    assert sorted(t.parameter for t in mapped if t.editable) == sorted(encoder.editable())
+    assert len({t.parameter for t in mapped}) == len(mapped)
+    # All but what the forward pass never reads (mask token) or the exporter folds (interpolated positions).
+    assert set(values) - {t.parameter for t in mapped} <= {"embeddings.mask_token", "embeddings.position_embeddings"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("precision", "bound"), [("float32", 2e-5), ("float16", None)])
+def test_graph_agrees_with_torch(tiny_bundle: Any, family: str, precision: str, bound: float | None) -> None:
+    encoder, bundle = tiny_bundle(family, precision)
+    found = compare(encoder, bundle)
+    assert found.max_abs <= (bound or bundle.tolerance) and found.max_abs <= bundle.tolerance
+    assert found.cosine_min > 0.999
+    assert found.to_json()["max_abs"] == found.max_abs
+    verify_bundle(load_bundle(bundle.path))
+    assert load_bundle(bundle.path) == bundle
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_batch_is_free_in_plain_onnxruntime(tiny_bundle: Any, precision: str) -> None:
+    encoder, bundle = tiny_bundle("dinov2", precision)
+    pixels = bundle.probes()
+    session = plain_session(bundle.path)
+    together = session.run(["features"], {"pixels": pixels[:5]})[0]
+    alone = np.concatenate([session.run(["features"], {"pixels": pixels[i : i + 1]})[0] for i in range(5)])
+    assert together.shape == (5, encoder.width) and together.dtype == np.float32
+    assert np.abs(together - alone).max() <= bundle.tolerance
+
+
+def test_nudge_of_one_parameter_changes_one_tensor(tiny_bundle: Any, export: Any, tmp_path: Path) -> None:
+    encoder, bundle = tiny_bundle("clip", "float32")
+    before = {t.name: t.sha256 for t in bundle.tensor_map.tensors}
+    bias = next(n for n in encoder.parameters_by_name() if n.endswith("layers.1.layer_norm2.bias"))  # zero, like every other bias
+    nudged = copy.deepcopy(encoder)
+    with torch.no_grad():
+        nudged.parameters_by_name()[bias][3] += 0.5
+    after = {t.name: t.sha256 for t in export(nudged, tmp_path / "b", "float32").tensor_map.tensors}
+    assert before.keys() == after.keys()
+    assert [name for name in before if before[name] != after[name]] == [bias]
+
+
+def test_graph_file_is_clean_and_integers_stay_inline(tiny_bundle: Any) -> None:
+    _, bundle = tiny_bundle("dinov2", "float32")
+    content = (bundle.path / "model.onnx").read_bytes()
+    assert b"site-packages" not in content and b".py" not in content and len(content) < 100_000
+    for proto in onnx.load(str(bundle.path / "model.onnx"), load_external_data=False).graph.initializer:
+        external = proto.data_location == onnx.TensorProto.EXTERNAL
+        assert external == (proto.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16))
+
+
+def test_same_encoder_gives_the_same_bundle(tiny_bundle: Any, export: Any, tmp_path: Path) -> None:
+    encoder, bundle = tiny_bundle("siglip", "float32")
+    again = export(encoder, tmp_path / "b", "float32")
+    assert (again.fingerprint, again.graph_digest, again.probes_digest) == (
+        bundle.fingerprint,
+        bundle.graph_digest,
+        bundle.probes_digest,
+    )
+
+
+def test_own_probes_are_kept_and_wrong_ones_refused(tiny_bundle: Any, export: Any, tmp_path: Path) -> None:
+    encoder, _ = tiny_bundle("clip", "float32")
+    own = np.random.default_rng(0).normal(size=(3, 3, 28, 28)).astype(np.float32)
+    bundle: Bundle = export(encoder, tmp_path / "b", "float32", probes=own)
+    assert np.array_equal(bundle.probes(), own)
+    with pytest.raises(InputError, match="probes are not usable"):
+        export(encoder, tmp_path / "c", "float32", probes=own[:, :, :14])
+    with pytest.raises(InputError, match="expected a new or empty folder"):
+        export(encoder, tmp_path / "b", "float32")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["b"]
+
+
+def test_unmapped_editable_parameter_is_named_and_nothing_is_left(tiny_bundle: Any, export: Any, tmp_path: Path) -> None:
+    encoder = copy.deepcopy(tiny_bundle("dinov2", "float32")[0])
+    encoder.editable = lambda: ("embeddings.mask_token",)  # the forward pass never reads it
+    with pytest.raises(InputError, match=r"cannot map embeddings\.mask_token"):
+        export(encoder, tmp_path / "b", "float32")
+    assert not list(tmp_path.iterdir())
+
+
+def test_constant_folded_from_a_stand_in_is_not_shipped(tiny_bundle: Any, export: Any, tmp_path: Path) -> None:
+    encoder = copy.deepcopy(tiny_bundle("dinov2", "float32")[0])
+    with torch.no_grad():  # constant, hence ambiguous, and folded by the interpolation
+        encoder.parameters_by_name()["embeddings.position_embeddings"].zero_()
+    bundle = export(encoder, tmp_path / "b", "float32")
+    assert compare(encoder, bundle).max_abs < 2e-5
+    assert np.abs(run_graph(bundle.path, bundle.probes())).max() > 0.1
