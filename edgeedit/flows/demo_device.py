@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -106,69 +107,108 @@ def _swap_timings(engine: Any, old: Mapping[str, Array], new: Mapping[str, Array
     return [_milliseconds(lambda which=which: engine.swap(which)) for _ in range(SWAPS // 2) for which in (old, new)]  # type: ignore[misc]
 
 
+@dataclass
+class _Camera:
+    """The application: a thread that serves real frames through the Runtime and keeps every answer."""
+
+    run: Callable[[Array], Any]
+    frames: Array
+    log: list[tuple[int, Array, int]] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def __enter__(self) -> _Camera:
+        self._thread = threading.Thread(target=_served, args=(self.run, self.frames, self.stop, self.log, self.errors))
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop.set()
+        self._thread.join()
+
+    def wait_for_frames(self, count: int) -> None:
+        """Return after `count` more answers."""
+        start = len(self.log)
+        _wait(lambda: len(self.log) >= start + count, "serving of frames")
+
+    def torn(self, *models: Array) -> int:
+        """Answers that equal none of the models' outputs bit for bit."""
+        return sum(not any(np.array_equal(out[0], model[i]) for model in models) for i, out, _ in self.log)
+
+
+def _one_by_one(run: Callable[[Array], Any], frames: Array) -> Array:
+    return np.concatenate([run(frames[i : i + 1]).output for i in range(len(frames))])
+
+
+def _serve_while_patched(runtime: Any, store_path: Path, patch: bytes, frames: Array, records: list[Any]) -> tuple[Any, _Camera]:
+    """Stage the patch while the camera thread is served; returns the swap's record and the camera with its log."""
+    from edgeedit.device.store import Store
+
+    with _Camera(runtime.run, frames) as camera:
+        camera.wait_for_frames(10)
+        with Store.open(store_path) as store:
+            number = store.stage(patch).id
+        _wait(lambda: any(r.generation == number and r.state in ("confirmed", "reverted") for r in records), "confirmation of the patch")
+        camera.wait_for_frames(10)
+    done = [r for r in records if r.generation == number]
+    return done[-1], camera
+
+
+def _write_features(runtime: Any, job: Path) -> None:
+    for name in ("target", "control", "unrelated"):
+        pixels = np.load(job / f"{name}.npy", mmap_mode="r")
+        np.save(job / f"{name}-features.npy", _features(lambda x: runtime.run(x).output, pixels))
+
+
+def _roll_back(runtime: Any, store_path: Path, frames: Array, weights: Mapping[str, Array], outputs: Array) -> bool:
+    """Order a rollback; true when every weight and every output is the old one, bit for bit."""
+    from edgeedit.device.store import Store
+
+    with Store.open(store_path) as store:
+        store.rollback()
+    _wait(lambda: runtime.generation == 0, "rollback")
+    same = all(np.array_equal(a.reshape(-1).view(np.uint8), weights[n].reshape(-1).view(np.uint8)) for n, a in runtime.engine.weights.items())
+    return bool(same and np.array_equal(_one_by_one(runtime.run, frames).view(np.uint8), outputs.view(np.uint8)))
+
+
 def run_device(job: Path) -> dict[str, Any]:
     """Everything the device does in the demo; `job` is the folder with the copied files.  Returns the figures."""
-    from edgeedit.digest import digest_array
     from edgeedit.device.apply import read_patch_file
     from edgeedit.device.runtime import Runtime
     from edgeedit.device.store import Store
+    from edgeedit.digest import digest_array
 
     settings = json.loads((job / "job.json").read_text("utf-8"))
     frames = np.load(job / "target.npy", mmap_mode="r")[: settings["frames"]].astype(np.float32)
-    store_path = job / "store"
+    threads, store_path = settings["threads"], job / "store"
     Store.create(store_path, job / "bundle", [job / "ml.pub"]).close()
     records: list[Any] = []
-    log: list[tuple[int, Array, int]] = []
-    errors: list[str] = []
-    stop = threading.Event()
-    with Runtime(store_path, threads=settings["threads"], poll_seconds=0.05, on_swap=records.append) as runtime:
-        old_weights = _copy(runtime.engine.weights)
-        old_outputs = np.concatenate([runtime.run(frames[i : i + 1]).output for i in range(len(frames))])
-        camera = threading.Thread(target=_served, args=(runtime.run, frames, stop, log, errors))
-        camera.start()
-        _wait(lambda: len(log) >= 10, "serving of the first frames")
-        with Store.open(store_path) as store:
-            generation = store.stage(read_patch_file(job / "fix.eep"))
-        _wait(lambda: any(r.generation == generation.id and r.state in ("confirmed", "reverted") for r in records), "confirmation of the patch")
-        served_until = len(log)
-        _wait(lambda: len(log) >= served_until + 10, "serving after the swap")
-        stop.set()
-        camera.join()
-        new_weights = _copy(runtime.engine.weights)
-        new_outputs = np.concatenate([runtime.run(frames[i : i + 1]).output for i in range(len(frames))])
-        torn = sum(not (np.array_equal(out[0], old_outputs[i]) or np.array_equal(out[0], new_outputs[i])) for i, out, _ in log)
-        kinds = {"old": sum(g == 0 for _, _, g in log), "new": sum(g != 0 for _, _, g in log)}
-        for name in ("target", "control", "unrelated"):
-            source = job / f"{name}.npy"
-            if source.exists():
-                np.save(job / f"{name}-features.npy", _features(lambda x: runtime.run(x).output, np.load(source, mmap_mode="r")))
+    with Runtime(store_path, threads=threads, poll_seconds=0.05, on_swap=records.append) as runtime:
+        old_weights, old_outputs = _copy(runtime.engine.weights), _one_by_one(runtime.run, frames)
+        record, camera = _serve_while_patched(runtime, store_path, read_patch_file(job / "fix.eep"), frames, records)
+        new_weights, new_outputs = _copy(runtime.engine.weights), _one_by_one(runtime.run, frames)
+        _write_features(runtime, job)
         touched = {n: new_weights[n] for n in new_weights if not np.array_equal(new_weights[n], old_weights[n])}
         timings = _swap_timings(runtime.engine, {n: old_weights[n] for n in touched}, touched)
-        with Store.open(store_path) as store:
-            store.rollback()
-        _wait(lambda: runtime.generation == 0, "rollback")
-        back = all(np.array_equal(a.view(np.uint8), old_weights[n].view(np.uint8)) for n, a in runtime.engine.weights.items())
-        again = np.concatenate([runtime.run(frames[i : i + 1]).output for i in range(len(frames))])
+        rollback_exact = _roll_back(runtime, store_path, frames, old_weights, old_outputs)
         model = _write_patched(runtime.bundle, new_weights, job / "rebuilt")
-    threads = settings["threads"]
-    default_ms, noprepack_ms = _rebuild_ms(model, prepack=True, threads=threads), _rebuild_ms(model, prepack=False, threads=threads)
-    record = next(r for r in records if r.generation == generation.id)
+    apply = {
+        "state": record.state,
+        "prepare_ms": record.prepare_ms,
+        "first_swap_ms": record.swap_ms,
+        "swap_ms": statistics.median(timings),
+        "probe_ms": record.probe_ms,
+        "rebuild_default_ms": _rebuild_ms(model, prepack=True, threads=threads),
+        "rebuild_noprepack_ms": _rebuild_ms(model, prepack=False, threads=threads),
+        "frames_served": len(camera.log),
+        "frames_by_model": {"old": sum(g == 0 for _, _, g in camera.log), "new": sum(g != 0 for _, _, g in camera.log)},
+        "frames_lost": len(camera.errors),
+        "frames_torn": camera.torn(old_outputs, new_outputs),
+    }
     return {
-        "apply": {
-            "state": record.state,
-            "prepare_ms": record.prepare_ms,
-            "first_swap_ms": record.swap_ms,
-            "swap_ms": statistics.median(timings),
-            "probe_ms": record.probe_ms,
-            "rebuild_default_ms": default_ms,
-            "rebuild_noprepack_ms": noprepack_ms,
-            "frames_served": len(log),
-            "frames_by_model": kinds,
-            "frames_lost": len(errors),
-            "frames_torn": torn,
-        },
+        "apply": apply,
         "digests": {name: digest_array(array) for name, array in new_weights.items()},
-        "rollback_exact": bool(back and np.array_equal(again.view(np.uint8), old_outputs.view(np.uint8))),
+        "rollback_exact": rollback_exact,
         "server_packages_loaded": sorted({m.split(".")[0] for m in sys.modules} & {"torch", "onnx", "transformers"}),
     }
 
