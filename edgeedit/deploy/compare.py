@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from edgeedit.bundle import MODEL_FILE, Bundle
-from edgeedit.deploy.values import parameter_values, with_values
+from edgeedit.encoder.values import parameter_values, with_values
 from edgeedit.errors import InputError
 
 if TYPE_CHECKING:
@@ -71,17 +71,18 @@ def run_graph(folder: Path, pixels: Array, *, threads: int = 0) -> Array:
         session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled)
         name = session.get_inputs()[0].name
         parts = [session.run(None, {name: np.ascontiguousarray(pixels[rows])})[0] for rows in batches(len(pixels))]
-    # ORT raises classes of its own that derive from RuntimeError or directly from Exception, by version.
-    except (RuntimeError, ValueError, *_ort_errors()) as error:
+    except _ort_errors() as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"ONNX Runtime cannot run the graph: {reason}", hint="check the bundle and the size of the images") from error
     return np.concatenate(parts)
 
 
 def _ort_errors() -> tuple[type[Exception], ...]:
+    # ONNX Runtime's own classes derive directly from Exception.
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-    return (state.Fail, state.InvalidArgument, state.InvalidGraph, state.NotImplemented, state.RuntimeException)
+    own: tuple[type[Exception], ...] = (state.Fail, state.InvalidArgument, state.InvalidGraph, state.NotImplemented, state.RuntimeException)
+    return (RuntimeError, ValueError, *own)
 
 
 def difference(expected: Array, got: Array) -> Comparison:

@@ -61,7 +61,9 @@ def check_weights(bundle: Bundle, weights: Mapping[str, Array]) -> None:
     for name, tensor in table.items():
         got = weights[name]
         if got.dtype != DTYPES[tensor.dtype] or got.shape != tensor.shape:
-            raise MismatchError(f"weights do not fit the bundle: expected {name} {tensor.dtype} {tensor.shape}, got {got.dtype} {got.shape}")
+            raise MismatchError(
+                f"weights do not fit the bundle: expected {name} {tensor.dtype} {tensor.shape}, got {got.dtype} {got.shape}"
+            )
 
 
 def write_weights(bundle: Bundle, weights: Mapping[str, Array], out: Path) -> Path:

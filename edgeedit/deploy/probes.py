@@ -13,7 +13,7 @@ import numpy as np
 from edgeedit.bundle import Bundle, Preprocess
 from edgeedit.delta import Delta
 from edgeedit.deploy.compare import run_encoder
-from edgeedit.deploy.values import parameter_values, with_values
+from edgeedit.encoder.values import parameter_values, with_values
 from edgeedit.errors import InputError, MismatchError
 from edgeedit.limits import MAX_PROBES
 from edgeedit.rounding import apply_delta

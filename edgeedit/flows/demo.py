@@ -26,7 +26,7 @@ from edgeedit.deploy.export import export_bundle
 from edgeedit.digest import digest_file
 from edgeedit.edit.evaluate import auc, balanced_error, features
 from edgeedit.edit.lorsu import Lorsu
-from edgeedit.edit.readers import LinearReader, fit_linear, save_reader
+from edgeedit.edit.readers import Reader, fit_linear, save_reader
 from edgeedit.edit.run import EditResult, HeldOut, edit
 from edgeedit.edit.shots import Shots, load_pixels
 from edgeedit.encoder.encoder import Encoder
@@ -72,7 +72,7 @@ def prepare_server(out: Path) -> Server:
     return Server(out, encoder, load_bundle(folder), private, public)
 
 
-def _fit(encoder: Encoder, shots: Shots) -> LinearReader:
+def _fit(encoder: Encoder, shots: Shots) -> Reader:
     return fit_linear(features(encoder, load_pixels(shots, encoder.preprocess)), shots.labels, shots.classes)
 
 
@@ -155,8 +155,8 @@ def _judge(
     server: Server,
     seed: int,
     data: Scenario,
-    reader: LinearReader,
-    unrelated_reader: LinearReader,
+    reader: Reader,
+    unrelated_reader: Reader,
     result: EditResult,
     packed: Packed,
     figures: Mapping[str, Any],

@@ -23,7 +23,9 @@ LICENCE_NOTE = "elpv-dataset 1.0.0.post1 images: CC BY-NC-SA 4.0 (non-commercial
 GROUP = 40  # consecutive images that are taken as one module
 CLASSES = ("intact", "defective")
 _SHAPES = ("circle", "rectangle", "triangle")
-UNRELATED_TRAIN, UNRELATED_HELDOUT = 900, 1100  # images
+UNRELATED_TRAIN, UNRELATED_HELDOUT = 900, 1000  # images
+SHOTS_PER_CLASS, CONTROL_IMAGES = 20, 256  # images
+DEVELOPMENT_SEED = 2026  # of the choice of development blocks
 
 
 @dataclass(frozen=True)
@@ -74,31 +76,63 @@ def _shots(cells: list[_Cell], *, labelled: bool = True) -> Shots:
     return make_shots([c.path for c in cells], labels, CLASSES if labelled else (), [c.group for c in cells])
 
 
-def _halves(cells: list[_Cell], rng: np.random.RandomState) -> tuple[list[_Cell], list[_Cell]]:
-    groups = sorted({c.group for c in cells}, key=lambda g: int(g.split("-")[1]))
-    chosen = {groups[i] for i in rng.permutation(len(groups))[: len(groups) // 2]}
+def _groups(cells: list[_Cell]) -> list[str]:
+    return sorted({c.group for c in cells}, key=lambda g: int(g.split("-")[1]))
+
+
+def _development(cells: list[_Cell]) -> set[str]:
+    """A fixed third of the blocks, on which settings were chosen; no seed ever holds one of them out."""
+    groups = _groups(cells)
+    return {groups[i] for i in np.random.RandomState(DEVELOPMENT_SEED).permutation(len(groups))[: len(groups) // 3]}
+
+
+def _part(cells: list[_Cell], chosen: set[str]) -> tuple[list[_Cell], list[_Cell]]:
     return [c for c in cells if c.group in chosen], [c for c in cells if c.group not in chosen]
+
+
+def _halves(cells: list[_Cell], rng: np.random.RandomState) -> tuple[list[_Cell], list[_Cell]]:
+    """Train and held-out halves of the blocks; the development blocks are always on the train side."""
+    fixed, groups = _development(cells), _groups(cells)
+    free = [g for g in groups if g not in fixed]
+    more = {free[i] for i in rng.permutation(len(free))[: len(groups) // 2 - len(fixed)]}
+    return _part(cells, fixed | more)
 
 
 def _pick(cells: list[_Cell], count: int, rng: np.random.RandomState) -> list[_Cell]:
     return [cells[i] for i in np.sort(rng.permutation(len(cells))[:count])]
 
 
-def scenario(seed: int, *, shots_per_class: int = 20, control_images: int = 256) -> Scenario:
+def scenario(seed: int, *, shots_per_class: int = SHOTS_PER_CLASS, control_images: int = CONTROL_IMAGES) -> Scenario:
     """The sets of one seed: reader and control from mono train blocks, shots from poly train blocks, all test blocks held out."""
     rng = np.random.RandomState(seed)
-    cells = _cells()
-    mono_train, mono_test = _halves([c for c in cells if c.kind == "mono"], rng)
-    poly_train, poly_test = _halves([c for c in cells if c.kind == "poly"], rng)
-    shots = [c for label in (0, 1) for c in _pick([c for c in poly_train if c.label == label], shots_per_class, rng)]
+    mono, poly = ([c for c in _cells() if c.kind == kind] for kind in ("mono", "poly"))
+    return _build(seed, _halves(mono, rng), _halves(poly, rng), rng, shots_per_class, control_images)
+
+
+def development_scenario(seed: int, *, shots_per_class: int = SHOTS_PER_CLASS, control_images: int = CONTROL_IMAGES) -> Scenario:
+    """A smaller scenario inside the development blocks only: what settings may be chosen on."""
+    rng = np.random.RandomState(seed)
+    parts = []
+    for kind in ("mono", "poly"):
+        cells = [c for c in _cells() if c.kind == kind]
+        cells = [c for c in cells if c.group in _development(cells)]
+        groups = _groups(cells)
+        parts.append(_part(cells, {groups[i] for i in rng.permutation(len(groups))[: len(groups) // 2]}))
+    return _build(seed, parts[0], parts[1], rng, shots_per_class, control_images)
+
+
+def _build(
+    seed: int, mono: tuple[list[_Cell], list[_Cell]], poly: tuple[list[_Cell], list[_Cell]], rng: np.random.RandomState, per_class: int, control: int
+) -> Scenario:
+    shots = [c for label in (0, 1) for c in _pick([c for c in poly[0] if c.label == label], per_class, rng)]
     unrelated = _unrelated()
     return Scenario(
         seed,
-        _shots(mono_train),
+        _shots(mono[0]),
         _shots(shots),
-        _shots(_pick(mono_train, control_images, rng), labelled=False),
-        _shots(poly_test),
-        _shots(mono_test),
+        _shots(_pick(mono[0], control, rng), labelled=False),
+        _shots(poly[1]),
+        _shots(mono[1]),
         _slice(unrelated, 0, UNRELATED_TRAIN),
         _slice(unrelated, UNRELATED_TRAIN, UNRELATED_TRAIN + UNRELATED_HELDOUT),
     )

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from torch import nn
+
 from edgeedit.bundle import Bundle, Preprocess
 from edgeedit.catalog import load_profile, load_recipe
 from edgeedit.delta import Delta, LowRankPart, SparsePart, TensorDelta
 from edgeedit.deploy.export import export_bundle
 from edgeedit.digest import fingerprint, tensor_digest
-from torch import nn
 
 SIZE = 28  # pixels
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": SIZE, "patch_size": 7}
@@ -30,8 +31,8 @@ class TinyEncoder(nn.Module):
         pre = self.recipe.preprocess
         self.preprocess = Preprocess(SIZE, pre.mean, pre.std)
         torch.manual_seed(7)
-        if family == "dinov2":  # trained at twice the side: the position embedding is interpolated, then folded
-            self.wrapped: Any = transformers.Dinov2Model(transformers.Dinov2Config(**{**SMALL, "image_size": 2 * SIZE}))
+        if family == "dinov2":  # trained at 37 patches a side, like DINOv2: the position embedding is interpolated down to 4
+            self.wrapped: Any = transformers.Dinov2Model(transformers.Dinov2Config(**{**SMALL, "image_size": 37 * 7}))
         elif family == "clip":
             config = transformers.CLIPVisionConfig(intermediate_size=64, projection_dim=24, **SMALL)
             self.wrapped = transformers.CLIPVisionModelWithProjection(config)

@@ -11,9 +11,10 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+
 from edgeedit.bundle import Bundle, load_bundle, verify_bundle
 from edgeedit.deploy.compare import compare, run_graph
-from edgeedit.deploy.values import parameter_values
+from edgeedit.encoder.values import parameter_values
 from edgeedit.errors import InputError
 
 FAMILIES = ("dinov2", "clip", "siglip")

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from edgeedit.bundle import Preprocess
 from edgeedit.deploy.compare import batches, difference
 from edgeedit.deploy.mapping import ambiguous, match, stand_ins

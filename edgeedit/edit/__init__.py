@@ -1,0 +1,1 @@
+"""Edit room (torch): shots, readers, locality, training, rounding, evaluation and gate."""

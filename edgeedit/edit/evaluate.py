@@ -1,0 +1,131 @@
+"""Figures of an edit: balanced error, AUC, Wilson and paired intervals, exact McNemar; features of a frozen encoder.
+
+Guarantees: every function is deterministic; the paired interval resamples whole groups (2,000 resamples, fixed seed), so
+images of one module do not count as independent.  Errors are 0..1.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgeedit.edit.readers import Reader
+from edgeedit.edit.shots import Shots
+from edgeedit.encoder.encoder import Encoder
+from edgeedit.errors import InputError
+from edgeedit.metrics import Interval, SetResult
+
+Array = np.ndarray[Any, Any]
+Z95 = 1.959963984540054  # normal quantile of a two-sided 95 % interval
+RESAMPLES = 2000
+BATCH = 32  # images per forward pass
+
+
+def features(encoder: Encoder, pixels: Array) -> Array:
+    """Features in float32 arithmetic, (n, width); `pixels` float32 (n, 3, s, s).  Raises InputError when not finite."""
+    with torch.inference_mode():
+        parts = [encoder(torch.from_numpy(np.ascontiguousarray(pixels[i : i + BATCH]))).numpy() for i in range(0, len(pixels), BATCH)]
+    rows: Array = np.concatenate(parts)
+    if not np.isfinite(rows).all():
+        raise InputError("features are not finite: expected numbers, got NaN or infinity", hint="check the images and the encoder")
+    return rows
+
+
+def balanced_error(labels: Array, verdicts: Array) -> float:
+    """Mean over the classes present of the share misjudged."""
+    return float(np.mean([np.mean(verdicts[labels == c] != c) for c in np.unique(labels)]))
+
+
+def auc(labels: Array, scores: Array) -> float:
+    """Area under the ROC curve of class 1 by the rank sum (ties count half)."""
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    positive = labels == 1
+    n1, n0 = int(positive.sum()), int((~positive).sum())
+    if not n1 or not n0:
+        return float("nan")
+    return float((ranks[positive].sum() - n1 * (n1 + 1) / 2) / (n1 * n0))
+
+
+def wilson(wrong: int, n: int) -> Interval:
+    """Wilson 95 % interval of a share (Wilson 1927)."""
+    share, z2 = wrong / n, Z95**2
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    return Interval(max(0.0, centre - half), min(1.0, centre + half))
+
+
+def mcnemar(fixed: int, broken: int) -> float:
+    """Exact two-sided McNemar p: binomial(fixed + broken, 1/2)."""
+    n, k = fixed + broken, min(fixed, broken)
+    if n == 0:
+        return 1.0
+    tail = sum(math.comb(n, i) for i in range(k + 1))
+    # Integers until the last division: a float power of 1/2 underflows for large n.
+    return min(1.0, float(2 * tail / (1 << n)) if n < 1000 else math.exp(math.log(2 * tail) - n * math.log(2)))
+
+
+def paired_change(labels: Array, wrong_before: Array, wrong_after: Array, groups: tuple[str, ...]) -> Interval:
+    """95 % interval of the change of the balanced error (after - before), by a bootstrap over groups."""
+    classes = np.unique(labels)
+    _, group = np.unique(np.array(groups), return_inverse=True)
+    count = int(group.max()) + 1
+    sums, sizes = np.zeros((classes.size, count)), np.zeros((classes.size, count))
+    difference = wrong_after.astype(np.int64) - wrong_before.astype(np.int64)
+    for row, number in enumerate(classes):
+        own = labels == number
+        sums[row] = np.bincount(group[own], difference[own], count)
+        sizes[row] = np.bincount(group[own], minlength=count)
+    rng = np.random.default_rng(0)
+    weights = rng.multinomial(count, np.full(count, 1.0 / count), RESAMPLES)
+    totals = weights @ sizes.T
+    with np.errstate(invalid="ignore"):
+        changes = np.nanmean(np.where(totals > 0, (weights @ sums.T) / np.maximum(totals, 1), np.nan), axis=1)
+    low, high = np.nanpercentile(changes, [2.5, 97.5])
+    return Interval(float(low), float(high))
+
+
+def t_interval(values: Array) -> tuple[float | None, float | None]:
+    """95 % t-interval of the mean over seeds; (None, None) for one value."""
+    if values.size < 2:
+        return None, None
+    quantiles = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student t, 1..9 degrees of freedom
+    t = quantiles[min(values.size - 1, len(quantiles)) - 1]
+    half = t * float(values.std(ddof=1)) / math.sqrt(values.size)
+    return float(values.mean()) - half, float(values.mean()) + half
+
+
+def reader_labels(shots: Shots, reader: Reader) -> Array:
+    """Labels as the reader's class numbers; raises InputError naming a class that the reader does not know."""
+    unknown = sorted(set(shots.classes) - set(reader.classes))
+    if unknown:
+        raise InputError(f"label is unknown to the reader: expected one of {list(reader.classes)}, got {unknown[0]}")
+    table = np.array([reader.classes.index(name) for name in shots.classes], dtype=np.int64)
+    return table[shots.labels] if shots.classes else shots.labels
+
+
+def judge(name: str, shots: Shots, labels: Array, reader: Reader, before: Array, after: Array) -> SetResult:
+    """Compare logits before and after, (n, classes), on one held-out set with labels >= 0."""
+    verdicts = before.argmax(1), after.argmax(1)
+    wrong = verdicts[0] != labels, verdicts[1] != labels
+    fixed, broken = int((wrong[0] & ~wrong[1]).sum()), int((~wrong[0] & wrong[1]).sum())
+    areas: list[float | None] = [None, None]
+    if len(reader.classes) == 2 and len(np.unique(labels)) == 2:
+        areas = [auc(labels, logits[:, 1] - logits[:, 0]) for logits in (before, after)]
+    return SetResult(
+        name,
+        int(labels.size),
+        balanced_error(labels, verdicts[0]),
+        balanced_error(labels, verdicts[1]),
+        areas[0],
+        areas[1],
+        wilson(int(wrong[0].sum()), int(labels.size)),
+        wilson(int(wrong[1].sum()), int(labels.size)),
+        fixed,
+        broken,
+        mcnemar(fixed, broken),
+        paired_change(labels, wrong[0], wrong[1], shots.groups),
+    )

@@ -1,0 +1,253 @@
+"""`edit`: locality -> train -> round -> evaluate exactly the rounded weights -> gate.
+
+Guarantees: the weights that are judged are those a device will compute (one rounding rule, the deployed precision); no
+element outside the declared locality differs (counted, not assumed); held-out images play no part before the judgement.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgeedit import __version__
+from edgeedit.delta import Delta, TensorDelta
+from edgeedit.edit.evaluate import features, judge, reader_labels
+from edgeedit.edit.gate import decide
+from edgeedit.edit.locality import Locality, choose, mean_gradients
+from edgeedit.edit.lorsu import Lorsu
+from edgeedit.edit.quantize import low_rank_part, sparse_part, survival
+from edgeedit.edit.readers import Reader
+from edgeedit.edit.shots import Shots, load_pixels
+from edgeedit.edit.train import Selection, TrainData, train
+from edgeedit.encoder.encoder import Encoder
+from edgeedit.encoder.values import parameter_values, with_values
+from edgeedit.errors import InputError
+from edgeedit.metrics import EditMetrics, SetResult
+from edgeedit.rounding import apply_delta, changed_elements
+
+Array = np.ndarray[Any, Any]
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Images that only judge.  `control` may be unlabelled: then keeping the base's verdict counts as right."""
+
+    target: Shots
+    control: Shots | None = None
+    unrelated: Shots | None = None
+    unrelated_reader: Reader | None = None
+
+
+@dataclass(frozen=True)
+class EditResult:
+    """The Delta, its metrics, and the features of every held-out set before and after (float32)."""
+
+    delta: Delta
+    metrics: EditMetrics
+    features_before: Mapping[str, Array]
+    features_after: Mapping[str, Array] = field(default_factory=dict)
+
+
+def _check(shots: Shots, control: Shots, reader: Reader, heldout: HeldOut) -> None:
+    for name, row in (("shots", shots), ("held-out target", heldout.target)):
+        if (row.labels < 0).any():
+            raise InputError(f"{name} have no labels: expected a label for every image")
+        missing = sorted(set(row.classes) - {row.classes[i] for i in set(row.labels.tolist())})
+        if missing or len(row.classes) < 2:
+            raise InputError(f"{name} lack a class: expected at least two classes with images, got none of {missing or 'a second'}")
+    seen, judged = set(shots.paths) | set(control.paths), set(heldout.target.paths)
+    for extra in (heldout.control, heldout.unrelated):
+        judged |= set(extra.paths) if extra is not None else set()
+    both = sorted(str(p) for p in seen & judged)
+    if both:
+        raise InputError(f"held-out images were also used to edit: expected none, got {len(both)}, for example {both[0]}")
+    overlap = sorted(str(p) for p in set(shots.paths) & set(control.paths))
+    if overlap:
+        raise InputError(f"shots overlap the control images: expected none, got {len(overlap)}, for example {overlap[0]}")
+    reader_labels(shots, reader)
+
+
+def _round(encoder: Encoder, locality: Locality, selection: Selection, bits: int) -> tuple[TensorDelta, ...]:
+    sparse, low = selection.deltas()
+    shapes = {name: tuple(p.shape) for name, p in encoder.parameters_by_name().items()}
+    made = []
+    for name, values in sparse.items():
+        part = sparse_part(locality.entries[name], values, bits)
+        if part is not None:
+            made.append(TensorDelta(name, shapes[name], sparse=part))
+    for name, (a, b) in low.items():
+        factors = low_rank_part(locality.rows[name], a, b)
+        if factors is not None:
+            made.append(TensorDelta(name, shapes[name], low_rank=factors))
+    if not made:
+        raise InputError("edit changed nothing: expected non-zero steps", hint="raise the learning rate or the number of steps")
+    return tuple(sorted(made, key=lambda t: t.name))
+
+
+@dataclass(frozen=True)
+class _Census:
+    """Count of changed elements, of changed elements outside the declared locality, of all elements; survival shares."""
+
+    changed: int
+    outside: int
+    total: int
+    survival: Mapping[str, float]
+
+
+def _census(old: Mapping[str, Array], new: Mapping[str, Array], locality: Locality, precision: str) -> _Census:
+    changed = outside = 0
+    lived = {name: [0, 0] for name in ("float32", "float16", "bfloat16")}
+    for name, before in old.items():
+        differ = before != new[name]
+        changed += int(differ.sum())
+        declared = np.zeros(before.shape, dtype=bool)
+        if name in locality.entries:
+            declared.reshape(-1)[locality.entries[name]] = True
+        if name in locality.rows:
+            declared[locality.rows[name]] = True
+        outside += int((differ & ~declared).sum())
+        for kind, counts in lived.items():
+            kept, all_of = survival(before.astype(np.float32), new[name].astype(np.float32), kind)
+            counts[0], counts[1] = counts[0] + kept, counts[1] + all_of
+    shares = {kind: (kept / all_of if all_of else 0.0) for kind, (kept, all_of) in lived.items()}
+    return _Census(changed, outside, sum(a.size for a in old.values()), shares)
+
+
+def _gradients(encoder: Encoder, pixels: torch.Tensor, labels: torch.Tensor, reader: Reader, batch: int) -> dict[str, Array]:
+    def loss(rows: slice) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(reader.logits(encoder(pixels[rows])), labels[rows])
+
+    return mean_gradients(encoder, loss, len(pixels), batch)
+
+
+def edit(
+    encoder: Encoder,
+    shots: Shots,
+    control: Shots,
+    reader: Reader,
+    *,
+    method: Lorsu,
+    precision: str,
+    heldout: HeldOut,
+    seed: int,
+    limit: float,
+    progress: Progress | None = None,
+) -> EditResult:
+    """Edit `encoder` (left unchanged) from labelled `shots`; `control` images need no labels.
+
+    Raises InputError for unusable sets.  `precision` is the deployed one; `limit` the allowed rise of an error (0..1)."""
+    _check(shots, control, reader, heldout)
+    torch.manual_seed(seed)
+    values = parameter_values(encoder, precision)
+    base = with_values(encoder, values)
+    pixels = torch.from_numpy(load_pixels(shots, encoder.preprocess))
+    kept = torch.from_numpy(load_pixels(control, encoder.preprocess))
+    labels = torch.from_numpy(reader_labels(shots, reader))
+    start = time.perf_counter()
+    locality = choose(base, _gradients(base, pixels, labels, reader, method.batch), method.share, method.heads)
+    selection = train(base, locality, TrainData(pixels, labels, kept), reader, method, seed, progress)
+    tensors = _round(base, locality, selection, method.bits)
+    seconds = time.perf_counter() - start
+    new = {**values, **{t.name: apply_delta(values[t.name], t) for t in tensors}}
+    edited = with_values(encoder, new)
+    census = _census(values, new, locality, precision)
+    results, before, after, rows = _evaluate(base, edited, reader, heldout, progress)
+    gate = decide(results["target"], results.get("control"), results.get("unrelated"), limit)
+    metrics = EditMetrics(
+        results["target"], results.get("control"), results.get("unrelated"), gate, seconds, census.changed, census.changed / census.total, census.outside, census.total
+    )
+    info = {
+        **_provenance(base, encoder, shots, control, reader, method, precision, seed),
+        "locality": _locality_info(base, locality, tensors),
+        "metrics": metrics.to_json(),
+        "survival": dict(census.survival),
+        "verdicts": rows,
+        "licence_notes": [],
+    }
+    return EditResult(Delta(tensors, info), metrics, before, after)
+
+
+def _evaluate(
+    base: Encoder, edited: Encoder, reader: Reader, heldout: HeldOut, progress: Progress | None
+) -> tuple[dict[str, SetResult], dict[str, Array], dict[str, Array], list[dict[str, Any]]]:
+    sets = [("target", heldout.target, reader), ("control", heldout.control, reader), ("unrelated", heldout.unrelated, heldout.unrelated_reader)]
+    results: dict[str, SetResult] = {}
+    before: dict[str, Array] = {}
+    after: dict[str, Array] = {}
+    rows: list[dict[str, Any]] = []
+    for number, (name, shots, own) in enumerate(sets):
+        if shots is None or own is None:
+            continue
+        if progress is not None:
+            progress(number, len(sets), f"judging {len(shots.paths)} held-out {name} images")
+        pixels = load_pixels(shots, base.preprocess)
+        before[name], after[name] = features(base, pixels), features(edited, pixels)
+        logits = own.logits_numpy(before[name]), own.logits_numpy(after[name])
+        labels = reader_labels(shots, own) if shots.classes else logits[0].argmax(1)
+        results[name] = judge(name, shots, labels, own, *logits)
+        rows += _verdict_rows(name, shots, labels, own, *logits)
+    if progress is not None:
+        progress(len(sets), len(sets), "judged")
+    return results, before, after, rows
+
+
+def _verdict_rows(name: str, shots: Shots, labels: Array, reader: Reader, before: Array, after: Array) -> list[dict[str, Any]]:
+    def probability(logits: Array) -> Array:
+        shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+        result: Array = (shifted / shifted.sum(axis=1, keepdims=True))[np.arange(len(labels)), labels]
+        return result
+
+    scores = probability(before), probability(after)
+    return [
+        {
+            "set": name,
+            "image": str(path),
+            "group": group,
+            "label": reader.classes[labels[i]],
+            "before": reader.classes[int(before[i].argmax())],
+            "after": reader.classes[int(after[i].argmax())],
+            "score_before": round(float(scores[0][i]), 4),
+            "score_after": round(float(scores[1][i]), 4),
+        }
+        for i, (path, group) in enumerate(zip(shots.paths, shots.groups, strict=True))
+    ]
+
+
+def _provenance(
+    base: Encoder, encoder: Encoder, shots: Shots, control: Shots, reader: Reader, method: Lorsu, precision: str, seed: int
+) -> dict[str, Any]:
+    return {
+        "encoder": {
+            "recipe": base.recipe.name,
+            "source_digest": encoder.source_digest(),
+            "precision": precision,
+            "blocks": base.blocks,
+            "heads": base.heads,
+            "size": base.preprocess.size,
+        },
+        "reader": {"kind": reader.kind, "digest": reader.digest(), "classes": list(reader.classes)},
+        "shots": {"digest": shots.digest, "n": len(shots.paths), "classes": list(shots.classes)},
+        "control": {"digest": control.digest, "n": len(control.paths)},
+        "method": {"name": "lorsu", **asdict(method)},
+        "seed": seed,
+        "versions": {"edgeedit": __version__, "torch": str(torch.__version__), "numpy": np.__version__, "python": platform.python_version()},
+    }
+
+
+def _locality_info(encoder: Encoder, locality: Locality, tensors: tuple[TensorDelta, ...]) -> dict[str, Any]:
+    shares = {t.name: float(changed_elements(t).mean()) for t in tensors}
+    blocks = []
+    for block in range(encoder.blocks):
+        heads = [
+            {"head": head, "score": float(locality.head_scores[block, head]), "chosen": bool(locality.chosen[block, head])}
+            for head in range(encoder.heads)
+        ]
+        blocks.append({"block": block, "fc1_share": shares.get(encoder.fc1_name(block), 0.0), "heads": heads})
+    return {"blocks": blocks}

@@ -1,0 +1,1 @@
+"""Encoder room (torch): vision encoders built from recipes, with named blocks, heads and first FFN matrices."""

