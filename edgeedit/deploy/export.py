@@ -25,8 +25,8 @@ from edgeedit.deploy.graph import INPUT_NAME, OUTPUT_NAME, TORCH_DTYPES, externa
 from edgeedit.deploy.mapping import Match, ambiguous, match, stand_ins
 from edgeedit.deploy.materialize import layout, write_tensors
 from edgeedit.deploy.probes import DEFAULT_PROBES, check_inputs, synthetic_probes
-from edgeedit.encoder.values import parameter_values, with_values
 from edgeedit.digest import digest_array, digest_file, fingerprint
+from edgeedit.encoder.values import parameter_values, with_values
 from edgeedit.errors import InputError, RefusedError
 from edgeedit.files import fsync_dir, replace_file
 

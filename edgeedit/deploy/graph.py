@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 INPUT_NAME, OUTPUT_NAME = "pixels", "features"
 TORCH_DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "float16": torch.float16}
-_POSITIONS = "pinned_positions"
 _CHATTY = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
 
@@ -43,31 +42,6 @@ class Borders(nn.Module):
         """Features, float32."""
         features: torch.Tensor = self.encoder(pixels.to(self.dtype))
         return features.to(torch.float32)
-
-
-def freeze_positions(encoder: nn.Module, size: int, dtype: torch.dtype) -> None:
-    """Replace each interpolation of position embeddings by its result for images of `size` pixels, in place.
-
-    The image size of a Bundle is fixed.  Left in the graph, the interpolation would run at every frame, and ONNX Runtime
-    has no kernel for the bicubic reduction that torch uses.
-    """
-
-    def pinned(owner: nn.Module, interpolate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        def constant(*args: Any, **options: Any) -> torch.Tensor:
-            if not hasattr(owner, _POSITIONS):
-                owner.register_buffer(_POSITIONS, interpolate(*args, **options).detach().clone())
-            found: torch.Tensor = getattr(owner, _POSITIONS)
-            return found
-
-        return constant
-
-    for module in encoder.modules():
-        # transformers' vision towers share this method name; some use it only when asked to.
-        interpolate = getattr(module, "interpolate_pos_encoding", None)
-        if callable(interpolate):
-            object.__setattr__(module, "interpolate_pos_encoding", pinned(module, interpolate))
-    with torch.no_grad():
-        encoder(torch.zeros(1, 3, size, size, dtype=dtype))
 
 
 @contextlib.contextmanager
@@ -89,10 +63,8 @@ def _quiet() -> Iterator[None]:
 def trace(encoder: Encoder, size: int, precision: str, opset: int) -> onnx.ModelProto:
     """The optimised graph of an encoder whose weights already are in `precision`; `size` is the image side in pixels.
 
-    Pins the encoder's position embeddings, so give it a copy.
     Raises InputError when torch cannot export it with a free batch.
     """
-    freeze_positions(encoder, size, TORCH_DTYPES[precision])
     module = Borders(encoder, TORCH_DTYPES[precision]).eval()
     # Two images: torch would bake a batch of one into the graph.
     example = torch.zeros(2, 3, size, size)

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from edgeedit.bundle import Bundle, load_bundle, verify_bundle
-from edgeedit.deploy.compare import compare, run_graph
+from edgeedit.deploy.compare import compare
+from edgeedit.encoder.encoder import Encoder
 from edgeedit.encoder.values import parameter_values
 from edgeedit.errors import InputError
 
@@ -37,8 +38,8 @@ def test_map_is_complete_and_holds_the_values(tiny_bundle: Any, family: str, pre
         assert tensor.offset % 4096 == 0
     assert sorted(t.parameter for t in mapped if t.editable) == sorted(encoder.editable())
     assert len({t.parameter for t in mapped}) == len(mapped)
-    # All but what the forward pass never reads (mask token) or the exporter folds (interpolated positions).
-    assert set(values) - {t.parameter for t in mapped} <= {"embeddings.mask_token", "embeddings.position_embeddings"}
+    # All but what the forward pass never reads.
+    assert set(values) - {t.parameter for t in mapped} <= {"embeddings.mask_token"}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -115,10 +116,21 @@ def test_unmapped_editable_parameter_is_named_and_nothing_is_left(tiny_bundle: A
     assert not list(tmp_path.iterdir())
 
 
+class Shifted(Encoder):
+    """Adds a constant made of a bias that is zero like the others: the exporter folds it, stand-in values and all."""
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = super().forward(pixels)
+        return features + (self.wrapped.layernorm.bias * 2 + 1).repeat(2)
+
+
 def test_constant_folded_from_a_stand_in_is_not_shipped(tiny_bundle: Any, export: Any, tmp_path: Path) -> None:
     encoder = copy.deepcopy(tiny_bundle("dinov2", "float32")[0])
-    with torch.no_grad():  # constant, hence ambiguous, and folded by the interpolation
-        encoder.parameters_by_name()["embeddings.position_embeddings"].zero_()
+    encoder.__class__ = Shifted
     bundle = export(encoder, tmp_path / "b", "float32")
     assert compare(encoder, bundle).max_abs < 2e-5
-    assert np.abs(run_graph(bundle.path, bundle.probes())).max() > 0.1
+    # Were that bias editable, a patch would reach its tensor but not the folded constant.
+    encoder.editable = lambda: ("layernorm.bias",)
+    with pytest.raises(InputError, match="graph disagrees with the encoder"):
+        export(encoder, tmp_path / "c", "float32")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["b"]

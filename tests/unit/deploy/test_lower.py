@@ -15,8 +15,8 @@ from edgeedit.deploy.compare import run_encoder
 from edgeedit.deploy.lower import lower
 from edgeedit.deploy.materialize import write_weights
 from edgeedit.deploy.probes import check_probes, edited_encoder, expectations
-from edgeedit.encoder.values import parameter_values
 from edgeedit.digest import digest_array, fingerprint, tensor_digest
+from edgeedit.encoder.values import parameter_values
 from edgeedit.errors import InputError, MismatchError
 from edgeedit.rounding import apply_delta
 
