@@ -1,0 +1,96 @@
+"""Applies the change of one tensor with the C++ core, and copies tensors at memory speed for the swap of a running engine.
+
+Guarantees: bit for bit the result of `edgeedit.rounding.apply_delta`, whatever the platform, thread count or floating-point
+control register; the GIL is released while it computes; `old` is never written; a refused copy changes nothing.  Does not
+know names beyond messages, files or digests, and does not make a copy atomic for a reader: the caller holds the frame lock.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from edgeedit.codec import _core
+from edgeedit.delta import LowRankPart, SparsePart, TensorDelta
+from edgeedit.errors import IntegrityError
+from edgeedit.rounding import check_scale
+
+Array = np.ndarray[Any, Any]
+_DTYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1}
+# Index and meaning are those of edgeedit::Status in core.h.
+_REASONS = (
+    "",
+    "expected parts that fit the tensor",
+    "expected sizes inside the limits",
+    "expected ascending positions inside the tensor",
+    "expected steps 1 <= |q| <= 255",
+    "expected a legal step and scale",
+    "expected finite weights",
+)
+_NOT_FINITE = 6
+
+
+def apply_delta(old: Array, delta: TensorDelta) -> Array:
+    """The new tensor, same shape and dtype as `old` (float32 or float16, C order, native byte order); elements that `delta`
+    does not name keep their bits.  Raises IntegrityError when `old` does not fit or a result is not finite."""
+    _check(old, delta)
+    height, width = delta.shape if len(delta.shape) == 2 else (1, old.size)
+    new = np.empty_like(old, order="C", subok=False)
+    status = _core.apply(_DTYPES[old.dtype], _octets(old), _octets(new), height, width, _sparse(delta.sparse), _low_rank(delta.low_rank))
+    if status == _NOT_FINITE:
+        raise IntegrityError(f"delta makes {delta.name} not finite: expected finite weights")
+    if status:
+        raise IntegrityError(f"delta does not fit {delta.name}: {_REASONS[status]}")
+    return new
+
+
+def copy_tensors(pairs: Iterable[tuple[Array, Array]]) -> None:
+    """Copy each (target, source) pair; both C-contiguous with one shape and dtype, targets writable.  Raises IntegrityError."""
+    octets = []
+    for target, source in pairs:
+        if target.shape != source.shape or target.dtype != source.dtype:
+            raise IntegrityError(f"cannot copy a tensor: expected {target.dtype} {target.shape}, got {source.dtype} {source.shape}")
+        if not (target.flags.c_contiguous and source.flags.c_contiguous and target.flags.writeable):
+            raise IntegrityError("cannot copy a tensor: expected contiguous arrays and a writable target")
+        octets.append((target.reshape(-1).view(np.uint8), source.reshape(-1).view(np.uint8)))
+    if _core.copy_tensors(octets):
+        raise IntegrityError("cannot copy a tensor: expected equal lengths")
+
+
+def copy_into(target: Array, source: Array) -> None:
+    """Copy one tensor; see `copy_tensors`."""
+    copy_tensors([(target, source)])
+
+
+def _check(old: Array, delta: TensorDelta) -> None:
+    if tuple(old.shape) != delta.shape:
+        raise IntegrityError(f"delta does not fit {delta.name}: expected shape {delta.shape}, got {tuple(old.shape)}")
+    if old.dtype not in _DTYPES or not old.dtype.isnative:
+        raise IntegrityError(f"cannot change {delta.name}: expected float32 or float16 in {sys.byteorder} endian order, got {old.dtype.str}")
+    if not old.flags.c_contiguous:
+        raise IntegrityError(f"cannot change {delta.name}: expected a C-contiguous tensor, got strides {old.strides}")
+    if delta.sparse is not None:
+        check_scale(delta.sparse.step, power_of_two=False)
+    if delta.low_rank is not None:
+        check_scale(delta.low_rank.scale, power_of_two=True)
+
+
+def _octets(array: Array) -> Array:
+    return array.reshape(-1).view(np.uint8)
+
+
+def _sparse(part: SparsePart | None) -> _core.SparseInput | None:
+    if part is None:
+        return None
+    return _core.SparseInput(np.ascontiguousarray(part.index), None, np.ascontiguousarray(part.q), part.step)
+
+
+def _low_rank(part: LowRankPart | None) -> _core.LowRankInput | None:
+    if part is None:
+        return None
+    rows, cols = np.ascontiguousarray(part.rows), np.ascontiguousarray(part.cols)
+    # reshape(-1) keeps C order and copies only where a factor is not contiguous.
+    return _core.LowRankInput(rows, cols, part.a.reshape(-1), part.b.reshape(-1), part.a.shape[1], part.scale)

@@ -1,0 +1,416 @@
+#include "core.h"
+
+#include <cfloat>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#if defined(__SSE__) || defined(__x86_64__)
+#include <xmmintrin.h>
+#elif !defined(__aarch64__)
+#include <cfenv>
+#endif
+
+static_assert(std::numeric_limits<float>::is_iec559 && sizeof(float) == 4, "the rule is written for IEEE single precision");
+static_assert(FLT_EVAL_METHOD == 0, "float expressions must be evaluated in float");
+
+#if defined(__GNUC__)
+#define EDGEEDIT_INLINE inline __attribute__((always_inline))
+#define EDGEEDIT_NOINLINE __attribute__((noinline))
+#else
+#define EDGEEDIT_INLINE inline
+#define EDGEEDIT_NOINLINE
+#endif
+
+namespace edgeedit {
+namespace {
+
+// Default environment (nearest even, no flush-to-zero, exceptions masked) for a scope; the caller's comes back at its end.
+// The barriers keep loads and stores of weights, and so the arithmetic between them, inside the scope.
+class FloatEnvironment {
+ public:
+  FloatEnvironment() noexcept {
+#if defined(__SSE__) || defined(__x86_64__)
+    saved_ = _mm_getcsr();
+    _mm_setcsr(0x1F80);
+    __asm__ volatile("" ::: "memory");
+#elif defined(__aarch64__)
+    __asm__ volatile("mrs %0, fpcr" : "=r"(saved_)::"memory");
+    const std::uint64_t plain = 0;
+    __asm__ volatile("msr fpcr, %0" ::"r"(plain) : "memory");
+#else
+    std::fegetenv(&saved_);
+    std::fesetenv(FE_DFL_ENV);
+#endif
+  }
+  ~FloatEnvironment() noexcept {
+#if defined(__SSE__) || defined(__x86_64__)
+    __asm__ volatile("" ::: "memory");
+    _mm_setcsr(saved_);
+#elif defined(__aarch64__)
+    __asm__ volatile("msr fpcr, %0" ::"r"(saved_) : "memory");
+#else
+    std::fesetenv(&saved_);
+#endif
+  }
+  FloatEnvironment(const FloatEnvironment&) = delete;
+  FloatEnvironment& operator=(const FloatEnvironment&) = delete;
+
+ private:
+#if defined(__SSE__) || defined(__x86_64__)
+  unsigned int saved_;
+#elif defined(__aarch64__)
+  std::uint64_t saved_;
+#else
+  std::fenv_t saved_;
+#endif
+};
+
+EDGEEDIT_INLINE float as_float(std::uint32_t bits) noexcept {
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+EDGEEDIT_INLINE std::uint32_t as_bits(float value) noexcept {
+  std::uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+
+EDGEEDIT_INLINE std::uint32_t widen_half(std::uint32_t half) noexcept {
+  const std::uint32_t sign = (half & 0x8000U) << 16;
+  const std::uint32_t magnitude = half & 0x7FFFU;
+  if (magnitude >= 0x7C00U) return sign | 0x7F800000U | ((magnitude & 0x3FFU) << 13);
+  if (magnitude >= 0x0400U) return sign | ((magnitude << 13) + 0x38000000U);
+  if (magnitude == 0) return sign;
+  // Subnormal: magnitude * 2^-24; move the leading bit to position 10 and lower the exponent by as much.
+  std::uint32_t significand = magnitude;
+  std::uint32_t exponent = 113;
+  while ((significand & 0x400U) == 0) {
+    significand <<= 1;
+    --exponent;
+  }
+  return sign | (exponent << 23) | ((significand & 0x3FFU) << 13);
+}
+
+EDGEEDIT_INLINE std::uint16_t narrow_half(std::uint32_t bits) noexcept {
+  const std::uint32_t sign = (bits >> 16) & 0x8000U;
+  const std::uint32_t magnitude = bits & 0x7FFFFFFFU;
+  std::uint32_t half;
+  if (magnitude - 0x38800000U < 0x477FF000U - 0x38800000U) {
+    // Normal half; a carry out of the significand rightly raises the exponent.
+    half = (magnitude - 0x38000000U + 0xFFFU + ((magnitude >> 13) & 1U)) >> 13;
+  } else if (magnitude > 0x7F800000U) {
+    half = 0x7E00U | ((magnitude >> 13) & 0x3FFU);
+  } else if (magnitude >= 0x477FF000U) {
+    half = 0x7C00U;  // 65520 and above round to infinity
+  } else if (magnitude < 0x33000000U) {
+    half = 0;  // below half of the smallest subnormal
+  } else {
+    const std::uint32_t shift = 126U - (magnitude >> 23);  // 14..24
+    const std::uint32_t significand = (magnitude & 0x7FFFFFU) | 0x800000U;
+    half = (significand + (1U << (shift - 1)) - 1U + ((significand >> shift) & 1U)) >> shift;
+  }
+  return static_cast<std::uint16_t>(sign | half);
+}
+
+EDGEEDIT_INLINE std::uint16_t narrow_bfloat16(std::uint32_t bits) noexcept {
+  if ((bits & 0x7FFFFFFFU) > 0x7F800000U) return static_cast<std::uint16_t>((bits >> 16) | 0x40U);
+  return static_cast<std::uint16_t>((bits + 0x7FFFU + ((bits >> 16) & 1U)) >> 16);
+}
+
+// One element type: how it is stored, widened to float and rounded; `finite` looks at the stored bits.
+struct Single {
+  using Stored = std::uint32_t;
+  static EDGEEDIT_INLINE float load(Stored bits) noexcept { return as_float(bits); }
+  static EDGEEDIT_INLINE Stored store(float value) noexcept { return as_bits(value); }
+  static EDGEEDIT_INLINE bool finite(Stored bits) noexcept { return (bits & 0x7F800000U) != 0x7F800000U; }
+};
+
+struct Half {
+  using Stored = std::uint16_t;
+  static EDGEEDIT_INLINE float load(Stored bits) noexcept { return as_float(widen_half(bits)); }
+  static EDGEEDIT_INLINE Stored store(float value) noexcept { return narrow_half(as_bits(value)); }
+  static EDGEEDIT_INLINE bool finite(Stored bits) noexcept { return (bits & 0x7C00U) != 0x7C00U; }
+};
+
+struct Bfloat16 {
+  using Stored = std::uint16_t;
+  static EDGEEDIT_INLINE float load(Stored bits) noexcept { return as_float(static_cast<std::uint32_t>(bits) << 16); }
+  static EDGEEDIT_INLINE Stored store(float value) noexcept { return narrow_bfloat16(as_bits(value)); }
+  static EDGEEDIT_INLINE bool finite(Stored bits) noexcept { return (bits & 0x7F80U) != 0x7F80U; }
+};
+
+constexpr std::uint64_t kEnd = std::numeric_limits<std::uint64_t>::max();
+
+// Walks over the sparse positions in ascending order; `position` is kEnd behind the last.
+class IndexCursor {
+ public:
+  IndexCursor(const Sparse& sparse, std::uint64_t) noexcept : index_(sparse.index), count_(sparse.count) { load(); }
+  std::uint64_t position() const noexcept { return position_; }
+  std::uint64_t number() const noexcept { return number_; }
+  EDGEEDIT_INLINE void advance() noexcept {
+    ++number_;
+    load();
+  }
+
+ private:
+  EDGEEDIT_INLINE void load() noexcept { position_ = number_ < count_ ? static_cast<std::uint64_t>(index_[number_]) : kEnd; }
+  const std::int64_t* index_;
+  std::uint64_t count_;
+  std::uint64_t number_ = 0;
+  std::uint64_t position_ = kEnd;
+};
+
+EDGEEDIT_INLINE std::uint64_t load_word(const std::uint8_t* bitmap, std::uint64_t bytes, std::uint64_t word) noexcept {
+  std::uint64_t bits = 0;
+  const std::uint64_t start = word * 8;
+  const std::uint64_t length = bytes - start < 8 ? bytes - start : 8;
+  for (std::uint64_t i = 0; i < length; ++i) bits |= static_cast<std::uint64_t>(bitmap[start + i]) << (8 * i);
+  return bits;
+}
+
+EDGEEDIT_INLINE std::uint64_t lowest_bit(std::uint64_t bits) noexcept {
+#if defined(__GNUC__)
+  return static_cast<std::uint64_t>(__builtin_ctzll(bits));
+#else
+  std::uint64_t place = 0;
+  while (((bits >> place) & 1U) == 0) ++place;
+  return place;
+#endif
+}
+
+EDGEEDIT_INLINE std::uint64_t ones(std::uint64_t bits) noexcept {
+  bits -= (bits >> 1) & 0x5555555555555555ULL;
+  bits = (bits & 0x3333333333333333ULL) + ((bits >> 2) & 0x3333333333333333ULL);
+  return (((bits + (bits >> 4)) & 0x0F0F0F0F0F0F0F0FULL) * 0x0101010101010101ULL) >> 56;
+}
+
+class BitmapCursor {
+ public:
+  BitmapCursor(const Sparse& sparse, std::uint64_t) noexcept : bitmap_(sparse.bitmap), bytes_(sparse.bitmap_bytes) {
+    words_ = (bytes_ + 7) / 8;
+    bits_ = words_ != 0 ? load_word(bitmap_, bytes_, 0) : 0;
+    find();
+  }
+  std::uint64_t position() const noexcept { return position_; }
+  std::uint64_t number() const noexcept { return number_; }
+  EDGEEDIT_INLINE void advance() noexcept {
+    ++number_;
+    bits_ &= bits_ - 1;
+    find();
+  }
+
+ private:
+  EDGEEDIT_INLINE void find() noexcept {
+    while (bits_ == 0 && word_ + 1 < words_) bits_ = load_word(bitmap_, bytes_, ++word_);
+    position_ = bits_ == 0 ? kEnd : word_ * 64 + lowest_bit(bits_);
+  }
+  const std::uint8_t* bitmap_;
+  std::uint64_t bytes_;
+  std::uint64_t words_ = 0;
+  std::uint64_t word_ = 0;
+  std::uint64_t bits_ = 0;
+  std::uint64_t number_ = 0;
+  std::uint64_t position_ = kEnd;
+};
+
+bool ascending(const std::int64_t* values, std::uint64_t count, std::uint64_t bound) noexcept {
+  std::int64_t last = -1;
+  bool fine = true;
+  for (std::uint64_t i = 0; i < count; ++i) {
+    fine &= values[i] > last;
+    last = values[i];
+  }
+  return fine && (count == 0 || static_cast<std::uint64_t>(last) < bound);
+}
+
+// At most `bits` significant bits, inside [2^-60, 2^20]; looks at the bit pattern, so no control register matters.
+bool legal_scale(float value, int bits) noexcept {
+  const std::uint32_t pattern = as_bits(value);
+  const int exponent = static_cast<int>(pattern >> 23) - 127;  // a set sign bit gives an exponent above every limit
+  const std::uint32_t significand = pattern & 0x7FFFFFU;
+  if (exponent < kMinScaleExp || exponent > kMaxScaleExp || (exponent == kMaxScaleExp && significand != 0)) return false;
+  return (significand & ((1U << (24 - bits)) - 1U)) == 0;
+}
+
+Status check_sparse(const Sparse& sparse, std::uint64_t elements) noexcept {
+  if ((sparse.index == nullptr) == (sparse.bitmap == nullptr) || sparse.q == nullptr || sparse.count == 0) return Status::kBadArgument;
+  if (sparse.count > elements) return Status::kTooLarge;
+  if (!legal_scale(sparse.step, kMaxScaleBits)) return Status::kBadScale;
+  if (sparse.index != nullptr) {
+    if (!ascending(sparse.index, sparse.count, elements)) return Status::kBadIndex;
+  } else {
+    std::uint64_t found = 0;
+    const Status status = count_bits(sparse.bitmap, sparse.bitmap_bytes, elements, &found);
+    if (status != Status::kOk) return status;
+    if (found != sparse.count) return Status::kBadArgument;
+  }
+  bool fine = true;
+  for (std::uint64_t i = 0; i < sparse.count; ++i) {
+    const int q = sparse.q[i];
+    fine &= (q != 0) & (q <= kMaxSquashStep) & (q >= -kMaxSquashStep);
+  }
+  return fine ? Status::kOk : Status::kBadStep;
+}
+
+Status check_low_rank(const LowRank& part, std::uint64_t height, std::uint64_t width) noexcept {
+  if (part.rows == nullptr || part.cols == nullptr || part.a == nullptr || part.b == nullptr) return Status::kBadArgument;
+  if (part.row_count == 0 || part.col_count == 0 || part.rank == 0) return Status::kBadArgument;
+  if (part.rank > kMaxRank || part.row_count > height || part.col_count > width) return Status::kTooLarge;
+  if (!legal_scale(part.scale, 1)) return Status::kBadScale;
+  if (!ascending(part.rows, part.row_count, height) || !ascending(part.cols, part.col_count, width)) return Status::kBadIndex;
+  return Status::kOk;
+}
+
+constexpr std::uint64_t kChunk = 1024;  // columns whose integer sums lie on the stack at once
+
+// sums[j] = row of A times column `first + j` of B.  |sum| <= 1024 * 128 * 128 = 2^24, so int32 holds it and float does exactly.
+void integer_sums(const LowRank& part, std::uint64_t row, std::uint64_t first, std::uint64_t length, std::int32_t* sums) noexcept {
+  std::memset(sums, 0, length * sizeof(*sums));
+  for (std::uint64_t k = 0; k < part.rank; ++k) {
+    const std::int32_t factor = part.a[row * part.rank + k];
+    if (factor == 0) continue;
+    const std::int8_t* line = part.b + k * part.col_count + first;
+    for (std::uint64_t j = 0; j < length; ++j) sums[j] += factor * line[j];
+  }
+}
+
+// Merges the two ascending walks; every named element is read from `old`, computed, rounded once and written once.
+template <class Element, class Cursor>
+class Applier {
+ public:
+  using Stored = typename Element::Stored;
+  Applier(const void* old, void* out, Cursor cursor, const Sparse* sparse) noexcept
+      : old_(static_cast<const Stored*>(old)), out_(static_cast<Stored*>(out)), cursor_(cursor), sparse_(sparse) {}
+
+  void low_rank(const LowRank& part, std::uint64_t width) noexcept {
+    std::int32_t sums[kChunk];
+    for (std::uint64_t i = 0; i < part.row_count; ++i) {
+      const std::uint64_t base = static_cast<std::uint64_t>(part.rows[i]) * width;
+      for (std::uint64_t first = 0; first < part.col_count; first += kChunk) {
+        const std::uint64_t length = part.col_count - first < kChunk ? part.col_count - first : kChunk;
+        integer_sums(part, i, first, length, sums);
+        add_sums(base, part.cols + first, length, sums, part.scale);
+      }
+    }
+  }
+
+  // Sparse elements in front of position `end`.
+  void sparse_until(std::uint64_t end) noexcept {
+    Cursor cursor = cursor_;  // a local copy lives in registers
+    bool fine = finite_;
+    for (; cursor.position() < end; cursor.advance()) {
+      const std::uint64_t at = cursor.position();
+      const Stored made = Element::store(Element::load(old_[at]) + change(cursor.number()));
+      out_[at] = made;
+      fine &= Element::finite(made);
+    }
+    cursor_ = cursor;
+    finite_ = fine;
+  }
+
+  bool finite() const noexcept { return finite_; }
+
+ private:
+  EDGEEDIT_INLINE float change(std::uint64_t number) const noexcept { return sparse_->step * static_cast<float>(sparse_->q[number]); }
+
+  void add_sums(std::uint64_t base, const std::int64_t* cols, std::uint64_t length, const std::int32_t* sums, float scale) noexcept {
+    std::uint64_t j = 0;
+    while (j < length) {
+      sparse_until(base + static_cast<std::uint64_t>(cols[j]));
+      const std::uint64_t next = cursor_.position();
+      // Columns in front of the next sparse element need no look at the cursor.
+      for (; j < length && base + static_cast<std::uint64_t>(cols[j]) < next; ++j) put(base + static_cast<std::uint64_t>(cols[j]), 0.0F, false, scale, sums[j]);
+      if (j < length && base + static_cast<std::uint64_t>(cols[j]) == next) {
+        put(next, change(cursor_.number()), true, scale, sums[j]);
+        cursor_.advance();
+        ++j;
+      }
+    }
+  }
+
+  EDGEEDIT_INLINE void put(std::uint64_t at, float step, bool both, float scale, std::int32_t sum) noexcept {
+    float value = Element::load(old_[at]);
+    if (both) value = value + step;
+    value = value + scale * static_cast<float>(sum);
+    const Stored made = Element::store(value);
+    out_[at] = made;
+    finite_ &= Element::finite(made);
+  }
+
+  const Stored* old_;
+  Stored* out_;
+  Cursor cursor_;
+  const Sparse* sparse_;
+  bool finite_ = true;
+};
+
+template <class Element, class Cursor>
+EDGEEDIT_NOINLINE bool run(const void* old, void* out, std::uint64_t width, const Sparse& sparse, const LowRank* low_rank) noexcept {
+  Applier<Element, Cursor> applier(old, out, Cursor(sparse, 0), &sparse);
+  if (low_rank != nullptr) applier.low_rank(*low_rank, width);
+  applier.sparse_until(kEnd);
+  return applier.finite();
+}
+
+template <class Element>
+bool run_element(const void* old, void* out, std::uint64_t width, const Sparse* sparse, const LowRank* low_rank) noexcept {
+  const Sparse none{nullptr, nullptr, 0, nullptr, 0, 0.0F};
+  if (sparse != nullptr && sparse->bitmap != nullptr) return run<Element, BitmapCursor>(old, out, width, *sparse, low_rank);
+  return run<Element, IndexCursor>(old, out, width, sparse != nullptr ? *sparse : none, low_rank);
+}
+
+}  // namespace
+
+Status apply(Dtype dtype, const void* old, void* out, std::uint64_t height, std::uint64_t width, const Sparse* sparse,
+             const LowRank* low_rank) noexcept {
+  if (old == nullptr || out == nullptr || height == 0 || width == 0 || (sparse == nullptr && low_rank == nullptr)) return Status::kBadArgument;
+  if (dtype != Dtype::kFloat32 && dtype != Dtype::kFloat16 && dtype != Dtype::kBfloat16) return Status::kBadArgument;
+  if (height > kMaxElements || width > kMaxElements / height) return Status::kTooLarge;
+  const std::uint64_t elements = height * width;
+  Status status = sparse != nullptr ? check_sparse(*sparse, elements) : Status::kOk;
+  if (status == Status::kOk && low_rank != nullptr) status = check_low_rank(*low_rank, height, width);
+  if (status != Status::kOk) return status;
+  std::memcpy(out, old, static_cast<std::size_t>(elements * (dtype == Dtype::kFloat32 ? 4 : 2)));
+  const FloatEnvironment plain;
+  bool finite = false;
+  switch (dtype) {
+    case Dtype::kFloat32: finite = run_element<Single>(old, out, width, sparse, low_rank); break;
+    case Dtype::kFloat16: finite = run_element<Half>(old, out, width, sparse, low_rank); break;
+    case Dtype::kBfloat16: finite = run_element<Bfloat16>(old, out, width, sparse, low_rank); break;
+  }
+  return finite ? Status::kOk : Status::kNotFinite;
+}
+
+Status count_bits(const std::uint8_t* bitmap, std::uint64_t bytes, std::uint64_t elements, std::uint64_t* count) noexcept {
+  if (bitmap == nullptr || count == nullptr || elements == 0) return Status::kBadArgument;
+  if (elements > kMaxElements) return Status::kTooLarge;
+  if (bytes != (elements + 7) / 8) return Status::kBadArgument;
+  if (elements % 8 != 0 && (bitmap[bytes - 1] >> (elements % 8)) != 0) return Status::kBadIndex;
+  std::uint64_t found = 0;
+  for (std::uint64_t word = 0; word * 8 < bytes; ++word) found += ones(load_word(bitmap, bytes, word));
+  *count = found;
+  return Status::kOk;
+}
+
+Status expand_bitmap(const std::uint8_t* bitmap, std::uint64_t bytes, std::int64_t* index, std::uint64_t count) noexcept {
+  if (bitmap == nullptr || (index == nullptr && count != 0)) return Status::kBadArgument;
+  if (bytes > kMaxElements / 8) return Status::kTooLarge;
+  std::uint64_t number = 0;
+  for (std::uint64_t word = 0; word * 8 < bytes; ++word) {
+    for (std::uint64_t bits = load_word(bitmap, bytes, word); bits != 0; bits &= bits - 1) {
+      if (number == count) return Status::kBadArgument;
+      index[number++] = static_cast<std::int64_t>(word * 64 + lowest_bit(bits));
+    }
+  }
+  return number == count ? Status::kOk : Status::kBadArgument;
+}
+
+std::uint32_t float_from_half(std::uint16_t bits) noexcept { return widen_half(bits); }
+std::uint16_t half_from_float(std::uint32_t bits) noexcept { return narrow_half(bits); }
+std::uint32_t float_from_bfloat16(std::uint16_t bits) noexcept { return static_cast<std::uint32_t>(bits) << 16; }
+std::uint16_t bfloat16_from_float(std::uint32_t bits) noexcept { return narrow_bfloat16(bits); }
+
+}  // namespace edgeedit

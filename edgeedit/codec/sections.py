@@ -1,0 +1,151 @@
+"""Byte sections of a patch, format v0: a sparse part and a low-rank part as bytes and back.
+
+    sparse    u32 bytes per q (1 or 2) | u32 length of bitmap | u32 length of q | zlib(bitmap) | zlib(q)
+    low rank  u32 rank | u32 rows | u32 columns | u32 flags (1 all rows, 2 all columns) | u32 length | zlib(payload)
+    payload   u32 row indices unless all rows | u32 column indices unless all columns | int8 A | int8 B
+
+All integers are little-endian.  The bitmap has one bit for each element in C order, least significant bit first; q follows in
+bitmap order, int8 where every |q| <= 127.  Steps and scales are not here: they are in the manifest.
+Guarantees: whatever the bytes, a decoder returns a valid part or raises IntegrityError; the size of everything is known and
+checked before it is allocated, so a small section cannot unfold into a large one.  Does not verify who made the bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+
+from edgeedit.codec import _core
+from edgeedit.delta import TensorDelta
+from edgeedit.errors import IntegrityError
+from edgeedit.limits import MAX_DIMS, MAX_PATCH_BYTES, MAX_RANK, MAX_SQUASH_STEP, MAX_STEP, MAX_TENSOR_ELEMENTS
+
+Array = np.ndarray[Any, Any]
+_SPARSE_HEAD = struct.Struct("<III")
+_LOW_RANK_HEAD = struct.Struct("<IIIII")
+_ALL_ROWS, _ALL_COLS = 1, 2
+_LEVEL = 9
+
+
+def encode_sparse(delta: TensorDelta) -> bytes:
+    """The sparse part of `delta` as a section; raises IntegrityError when it has none.  The same part gives the same bytes
+    with the same zlib."""
+    part = delta.sparse
+    if part is None:
+        raise IntegrityError(f"{delta.name} has no sparse part: expected one to encode")
+    size = _elements(delta.shape)
+    present = np.zeros(size, dtype=bool)
+    present[part.index] = True
+    width = 1 if int(np.abs(part.q).max()) <= MAX_STEP else 2
+    bitmap = zlib.compress(np.packbits(present, bitorder="little").tobytes(), _LEVEL)
+    steps = zlib.compress(part.q.astype(_step_dtype(width)).tobytes(), _LEVEL)
+    return _SPARSE_HEAD.pack(width, len(bitmap), len(steps)) + bitmap + steps
+
+
+def decode_sparse(data: bytes | memoryview, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """The positions (int64, ascending) and steps (int16) of a sparse section for a tensor of `shape`; raises IntegrityError."""
+    size = _elements(shape)
+    (width, bitmap_length, step_length), body = _open(data, _SPARSE_HEAD, "sparse section")
+    if width not in (1, 2) or len(body) != bitmap_length + step_length:
+        raise IntegrityError(f"sparse section has a wrong header: expected {len(body)} bytes, got {width}, {bitmap_length}, {step_length}")
+    bitmap = np.frombuffer(_inflate(body[:bitmap_length], -(-size // 8), "bitmap"), np.uint8)
+    status, count = _core.count_bits(bitmap, size)
+    if status or count == 0:
+        raise IntegrityError(f"sparse section has a wrong bitmap: expected 1..{size} bits inside the tensor, got {count}")
+    packed = _inflate(body[bitmap_length:], count * width, "steps")
+    q = np.frombuffer(packed, _step_dtype(width)).astype(np.int16)
+    if (q == 0).any() or int(np.abs(q.astype(np.int32)).max()) > MAX_SQUASH_STEP:
+        raise IntegrityError(f"sparse section has a wrong step: expected 1 <= |q| <= {MAX_SQUASH_STEP}")
+    index = np.empty(count, np.int64)
+    if _core.expand_bitmap(bitmap, index):
+        raise IntegrityError(f"sparse section has a wrong bitmap: expected {count} bits")
+    return index, q
+
+
+def encode_low_rank(delta: TensorDelta) -> bytes:
+    """The low-rank part of `delta` as a section; raises IntegrityError when it has none or is larger than a patch may be."""
+    part = delta.low_rank
+    if part is None:
+        raise IntegrityError(f"{delta.name} has no low-rank part: expected one to encode")
+    height, width = _matrix(delta.shape)
+    flags = (_ALL_ROWS if part.rows.size == height else 0) | (_ALL_COLS if part.cols.size == width else 0)
+    _payload_bytes(part.a.shape[1], part.rows.size, part.cols.size, flags)
+    payload = b"" if flags & _ALL_ROWS else part.rows.astype("<u4").tobytes()
+    payload += b"" if flags & _ALL_COLS else part.cols.astype("<u4").tobytes()
+    packed = zlib.compress(payload + part.a.tobytes() + part.b.tobytes(), _LEVEL)
+    return _LOW_RANK_HEAD.pack(part.a.shape[1], part.rows.size, part.cols.size, flags, len(packed)) + packed
+
+
+def decode_low_rank(data: bytes | memoryview, shape: tuple[int, ...]) -> tuple[Array, Array, Array, Array]:
+    """Rows and columns (int64, ascending), A (rows, rank) and B (rank, columns) (int8) of a low-rank section for a matrix of
+    `shape`; raises IntegrityError."""
+    height, width = _matrix(shape)
+    (rank, row_count, col_count, flags, length), body = _open(data, _LOW_RANK_HEAD, "low-rank section")
+    expected_flags = (_ALL_ROWS if row_count == height else 0) | (_ALL_COLS if col_count == width else 0)
+    sizes_fit = 0 < rank <= MAX_RANK and 0 < row_count <= height and 0 < col_count <= width
+    if not sizes_fit or flags != expected_flags or len(body) != length:
+        raise IntegrityError(f"low-rank section does not fit {shape}: got rank {rank}, {row_count} rows, {col_count} columns, flags {flags}")
+    payload = _inflate(body, _payload_bytes(rank, row_count, col_count, flags), "low-rank payload")
+    rows, offset = _indices(payload, 0, row_count, height, bool(flags & _ALL_ROWS))
+    cols, offset = _indices(payload, offset, col_count, width, bool(flags & _ALL_COLS))
+    a = np.frombuffer(payload, np.int8, row_count * rank, offset).reshape(row_count, rank)
+    b = np.frombuffer(payload, np.int8, rank * col_count, offset + row_count * rank).reshape(rank, col_count)
+    return rows, cols, a, b
+
+
+def _step_dtype(width: int) -> str:
+    return "<i1" if width == 1 else "<i2"
+
+
+def _elements(shape: tuple[int, ...]) -> int:
+    size = 1
+    for length in shape:
+        size *= length
+    if not 0 < len(shape) <= MAX_DIMS or min(shape) < 1 or size > MAX_TENSOR_ELEMENTS:
+        raise IntegrityError(f"section is for an impossible shape: expected at most {MAX_TENSOR_ELEMENTS} elements, got {shape}")
+    return size
+
+
+def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    _elements(shape)
+    if len(shape) != 2:
+        raise IntegrityError(f"low-rank section needs a matrix: got shape {shape}")
+    return shape[0], shape[1]
+
+
+def _payload_bytes(rank: int, row_count: int, col_count: int, flags: int) -> int:
+    size = rank * (row_count + col_count) + (0 if flags & _ALL_ROWS else 4 * row_count) + (0 if flags & _ALL_COLS else 4 * col_count)
+    if size > MAX_PATCH_BYTES:
+        raise IntegrityError(f"low-rank section is too large: expected at most {MAX_PATCH_BYTES} bytes unpacked, got {size}")
+    return size
+
+
+def _open(data: bytes | memoryview, head: struct.Struct, what: str) -> tuple[tuple[int, ...], memoryview]:
+    view = memoryview(data).cast("B")
+    if not head.size <= len(view) <= MAX_PATCH_BYTES:
+        raise IntegrityError(f"{what} has a wrong length: expected {head.size}..{MAX_PATCH_BYTES} bytes, got {len(view)}")
+    return head.unpack_from(view), view[head.size :]
+
+
+def _inflate(packed: memoryview, size: int, what: str) -> bytes:
+    state = zlib.decompressobj()
+    try:
+        # One byte more than expected: zlib must reach its end mark, and a stream that goes on is seen without unfolding it.
+        content = state.decompress(packed, size + 1)
+    except zlib.error as error:
+        raise IntegrityError(f"cannot unpack {what}: expected a zlib stream, got {error}") from error
+    if len(content) != size or not state.eof or state.unused_data:
+        raise IntegrityError(f"{what} has a wrong length: expected exactly {size} bytes in one zlib stream")
+    return content
+
+
+def _indices(payload: bytes, offset: int, count: int, bound: int, everything: bool) -> tuple[Array, int]:
+    if everything:
+        return np.arange(bound, dtype=np.int64), offset
+    values = np.frombuffer(payload, "<u4", count, offset).astype(np.int64)
+    if values[-1] >= bound or (np.diff(values) <= 0).any():
+        raise IntegrityError(f"low-rank section has wrong indices: expected ascending inside 0..{bound - 1}")
+    return values, offset + 4 * count
