@@ -28,12 +28,11 @@ from edgeedit.encoder.load import load_encoder
 from edgeedit.flows.elpv import development_scenario
 
 CANDIDATES = {
-    "fc1 d20 kl2": Lorsu(heads=0, lr=2e-4, distill=20.0, kl=2.0),
-    "lorsu d20 kl2": Lorsu(heads=2, lr=1e-4, lr_low_rank=1e-3, distill=20.0, kl=2.0),
-    "fc1 5% d10 kl2": Lorsu(heads=0, share=0.05, lr=3e-4, distill=10.0, kl=2.0),
-    "fc1 d5 kl1": Lorsu(heads=0, lr=2e-4),
-    "fc1 1e-4 d5 kl1": Lorsu(heads=0, lr=1e-4),
-    "lorsu d5 kl1": Lorsu(heads=2, lr=1e-4, lr_low_rank=1e-3),
+    "lorsu d5": Lorsu(),
+    "lorsu d10": Lorsu(distill=10.0, kl=2.0),
+    "fc1 d10": Lorsu(heads=0, lr=2e-4, distill=10.0, kl=2.0),
+    "lorsu d5 no patterns": Lorsu(patterns=0),
+    "fc1 d5": Lorsu(heads=0, lr=2e-4),
 }
 
 

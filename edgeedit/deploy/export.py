@@ -24,11 +24,12 @@ from edgeedit.deploy.compare import difference, run_encoder, run_graph
 from edgeedit.deploy.graph import INPUT_NAME, OUTPUT_NAME, TORCH_DTYPES, externalise, float_initialisers, rename, trace
 from edgeedit.deploy.mapping import Match, ambiguous, match, stand_ins
 from edgeedit.deploy.materialize import layout, write_tensors
-from edgeedit.deploy.probes import DEFAULT_PROBES, check_inputs, synthetic_probes
+from edgeedit.deploy.probes import DEFAULT_PROBES, check_inputs
 from edgeedit.digest import digest_array, digest_file, fingerprint
 from edgeedit.encoder.values import parameter_values, with_values
 from edgeedit.errors import InputError, RefusedError
 from edgeedit.files import fsync_dir, replace_file
+from edgeedit.patterns import synthetic_pixels
 
 if TYPE_CHECKING:
     from edgeedit.encoder.encoder import Encoder
@@ -62,7 +63,7 @@ def export_bundle(
     """
     _check_target(out)
     size = encoder.preprocess.size
-    pixels = synthetic_probes(encoder.preprocess, DEFAULT_PROBES, seed) if probes is None else probes
+    pixels = synthetic_pixels(encoder.preprocess, DEFAULT_PROBES, seed) if probes is None else probes
     check_inputs(pixels, size)
     values = parameter_values(encoder, precision)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -13,16 +13,12 @@ from typing import Any
 import numpy as np
 
 from edgeedit.bundle import Bundle, MappedTensor
+from edgeedit.codec.apply import apply_delta
 from edgeedit.delta import Delta, TensorDelta
 from edgeedit.deploy.materialize import check_weights
 from edgeedit.digest import TensorDigest, digest_array, fingerprint
 from edgeedit.errors import MismatchError
 from edgeedit.rounding import transpose_delta
-
-try:
-    from edgeedit.codec.apply import apply_delta
-except ImportError:  # the core is not built yet
-    from edgeedit.rounding import apply_delta
 
 Array = np.ndarray[Any, Any]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeedit.bundle import Bundle, Preprocess
+from edgeedit.bundle import Bundle
 from edgeedit.delta import Delta
 from edgeedit.deploy.compare import run_encoder
 from edgeedit.encoder.values import parameter_values, with_values
@@ -24,25 +24,6 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 DEFAULT_PROBES = 16
 MARGIN = 10.0  # a probe must move by this many tolerances to tell the edited encoder from its parent
-WAVES = 12  # per probe and channel
-
-
-def synthetic_probes(preprocess: Preprocess, count: int, seed: int) -> Array:
-    """Smooth random colour patterns with a little noise, normalised; float32 (count, 3, size, size)."""
-    generator = np.random.default_rng(seed)
-    axis = np.linspace(0.0, 1.0, preprocess.size)
-    shape = (count, 3, WAVES)
-    amplitude = generator.normal(size=shape)
-    down, across = (generator.uniform(-6.0, 6.0, shape) for _ in range(2))  # periods per image
-    phase = generator.uniform(0.0, 2 * np.pi, shape)
-    angle_down = np.exp(2j * np.pi * down[..., None] * axis)
-    angle_across = amplitude[..., None] * np.exp(2j * np.pi * across[..., None] * axis + 1j * phase[..., None])
-    image = np.einsum("ncwi,ncwj->ncij", angle_down, angle_across).real
-    image += generator.normal(0.0, 0.3, image.shape)
-    low, high = (edge(image, axis=(2, 3), keepdims=True) for edge in (np.min, np.max))
-    mean, std = (np.asarray(values).reshape(1, 3, 1, 1) for values in (preprocess.mean, preprocess.std))
-    pixels: Array = (((image - low) / (high - low)) - mean) / std
-    return pixels.astype(np.float32)
 
 
 def check_inputs(probes: Array, size: int) -> None:

@@ -21,9 +21,11 @@ from edgeedit.edit.locality import Locality
 from edgeedit.edit.lorsu import Lorsu
 from edgeedit.edit.readers import Reader
 from edgeedit.encoder.encoder import Encoder
+from edgeedit.patterns import synthetic_pixels
 
 Array = np.ndarray[Any, Any]
 WARM_UP = 4  # steps
+PATTERNS = 96  # synthetic images that stand for whatever else the encoder is used for
 WRAPPED = "wrapped."
 
 
@@ -108,14 +110,21 @@ def train(
     base_features = _base_features(encoder, data.control)
     shots = _batches(len(data.shots), method.batch, method.steps, generator)
     kept = _batches(len(data.control), method.batch, method.steps, generator)
+    patterns = torch.from_numpy(synthetic_pixels(encoder.preprocess, PATTERNS, seed))
+    pattern_features = _base_features(encoder, patterns)
+    pattern_spread = pattern_features.std(dim=0).clamp_min(1e-6)
+    seen = _batches(PATTERNS, method.patterns, method.steps, generator) if method.patterns else [torch.empty(0, dtype=torch.int64)] * method.steps
     for step in range(method.steps):
         for group, lr in zip(optimiser.param_groups, peak, strict=True):
             group["lr"] = lr * _schedule(step, method.steps)
-        images = torch.cat([augment(data.shots[shots[step]], generator), data.control[kept[step]]])
+        images = torch.cat([augment(data.shots[shots[step]], generator), data.control[kept[step]], patterns[seen[step]]])
+        weights = _prefixed(selection.weights())
         with torch.autocast("cpu", torch.bfloat16):
-            features = functional_call(encoder, _prefixed(selection.weights()), (images,)).float()
-        cut = len(shots[step])
-        loss = _loss(features[:cut], features[cut:], data.labels[shots[step]], base_features[kept[step]], reader, method, spread)
+            features = functional_call(encoder, weights, (images,)).float()
+        cut, end = len(shots[step]), len(shots[step]) + len(kept[step])
+        loss = _loss(features[:cut], features[cut:end], data.labels[shots[step]], base_features[kept[step]], reader, method, spread)
+        if method.patterns:
+            loss = loss + method.distill * (((features[end:] - pattern_features[seen[step]]) / pattern_spread) ** 2).mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()

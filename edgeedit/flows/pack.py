@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from edgeedit.bundle import Bundle
 from edgeedit.delta import Delta
 from edgeedit.deploy.lower import lower
-from edgeedit.deploy.probes import check_probes, edited_encoder, expectations, probe_outputs
+from edgeedit.deploy.probes import check_probes, expectations
 from edgeedit.encoder.encoder import Encoder
 from edgeedit.errors import GateError
 from edgeedit.flows.server import encoder_of
@@ -66,7 +66,7 @@ def pack(
     lowered = lower(delta, bundle, base)
     encoder = encoder or encoder_of(bundle)
     expected = expectations(encoder, delta, bundle)
-    check_probes(probe_outputs(edited_encoder(encoder, None, bundle.precision), bundle), expected, bundle.tolerance)
+    check_probes(expectations(encoder, None, bundle), expected, bundle.tolerance)
     provenance = {**{k: v for k, v in delta.info.items() if k not in ("verdicts", "locality")}, "gate": gate}
     content = PatchContent(
         parent=lowered.parent,

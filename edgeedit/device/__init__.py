@@ -1,0 +1,1 @@
+"""Device room: store, engines, runtime. Imports neither torch nor onnx."""

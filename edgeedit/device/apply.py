@@ -1,0 +1,54 @@
+"""Apply a patch by hand: verify, stage, try it in an engine of its own, confirm or revert."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeedit.device.runtime import Runtime, Swap
+from edgeedit.device.store import Store
+from edgeedit.errors import IntegrityError, RefusedError, RevertedError, UnreachableError
+from edgeedit.limits import MAX_PATCH_BYTES
+
+
+@dataclass(frozen=True)
+class ApplyResult:
+    """`state` is confirmed, or already applied; `swap` holds the timings when an engine was started."""
+
+    generation: int
+    state: str
+    swap: Swap | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON object."""
+        return {"generation": self.generation, "state": self.state, "swap": self.swap.to_json() if self.swap else None}
+
+
+def read_patch_file(path: Path) -> bytes:
+    """The bytes of a patch file; raises UnreachableError when it cannot be read, IntegrityError when it is too large."""
+    try:
+        size = path.stat().st_size
+        if size > MAX_PATCH_BYTES:
+            raise IntegrityError(f"patch is too large: expected at most {MAX_PATCH_BYTES} bytes, got {size}")
+        return path.read_bytes()
+    except OSError as error:
+        raise UnreachableError(f"cannot read {path}: {error.strerror or error}", hint="check the path or the medium") from error
+
+
+def apply_patch(store_path: Path, patch_path: Path, *, threads: int = 0) -> ApplyResult:
+    """Stage and try a patch; raises RevertedError (exit 7) when its probes fail, and what `Store.stage` raises."""
+    with Store.open(store_path) as store:
+        generation = store.stage(read_patch_file(patch_path))
+        if generation.state in ("confirmed", "base"):
+            return ApplyResult(generation.id, "already applied", None)
+        with Runtime(store_path, threads=threads, poll_seconds=0) as runtime:
+            swap = runtime.step()
+        state = store.generation(generation.id)
+    if swap is None and state.state != "confirmed":
+        if state.state == "reverted":
+            raise RevertedError(f"patch was reverted: {state.reason}", hint="send the report to whoever made it")
+        raise RefusedError("patch is being tried by a running application", hint="look at `edgeedit status`")
+    if state.state == "reverted":
+        raise RevertedError(f"patch was applied, then reverted: {state.reason}", hint="the store runs what it ran before")
+    return ApplyResult(generation.id, state.state, swap)

@@ -1,0 +1,140 @@
+"""Build, sign and write a patch file (FORMAT 1 to 5).
+
+Guarantees: the same content and keys give the same bytes; what is returned was read back by the reader first, so a file
+that a device would refuse is never written; the file replaces its path durably.  Does not judge the change itself.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from edgeedit.delta import TensorDelta
+from edgeedit.digest import digest_bytes
+from edgeedit.errors import InputError, IntegrityError
+from edgeedit.files import replace_file
+from edgeedit.limits import MAX_MANIFEST_BYTES, MAX_PATCH_BYTES, MAX_SIGNATURES
+from edgeedit.patch.header import FIXED, HEADER_BYTES, MAGIC, SLOT, VERSION, signed_message
+from edgeedit.patch.keys import public_half
+from edgeedit.patch.read import read_unverified
+from edgeedit.patch.strict_json import encode, without_floats
+
+Array = np.ndarray[Any, Any]
+_ZLIB_LEVEL = 9
+
+
+@dataclass(frozen=True)
+class PatchContent:
+    """What goes into a patch.  `deltas` are in deployed names and layout; `before`, `after` (SHA-256) and `dtypes` are keyed by
+    deployed name; `expected` is float32 (probes, width); `provenance` is JSON whose floats become decimal strings."""
+
+    parent: str
+    result: str
+    precision: str
+    recipe: str
+    deltas: Sequence[TensorDelta]
+    before: Mapping[str, str]
+    after: Mapping[str, str]
+    dtypes: Mapping[str, str]
+    expected: Array
+    tolerance: float
+    provenance: Mapping[str, Any]
+
+
+class _Payload:
+    """Sections in the order in which they are added, and their table."""
+
+    def __init__(self) -> None:
+        self.table: list[dict[str, Any]] = []
+        self.parts: list[bytes] = []
+        self._end = 0
+
+    def add(self, name: str, data: bytes) -> str:
+        """Append one section; returns its name."""
+        self.table.append({"name": name, "offset": self._end, "length": len(data), "sha256": digest_bytes(data)})
+        self.parts.append(data)
+        self._end += len(data)
+        return name
+
+
+def _tensor_row(number: int, delta: TensorDelta, content: PatchContent, payload: _Payload) -> dict[str, Any]:
+    from edgeedit.codec.sections import encode_low_rank, encode_sparse
+
+    try:
+        row: dict[str, Any] = {
+            "name": delta.name,
+            "dtype": content.dtypes[delta.name],
+            "shape": list(delta.shape),
+            "before": content.before[delta.name],
+            "after": content.after[delta.name],
+        }
+    except KeyError as error:
+        raise InputError(f"patch content is incomplete: expected digests and dtype of {delta.name}") from error
+    if delta.sparse is not None:
+        row["step"] = float(delta.sparse.step).hex()
+        row["sparse"] = payload.add(f"{number}.sparse", encode_sparse(delta))
+    if delta.low_rank is not None:
+        row["scale"] = float(delta.low_rank.scale).hex()
+        row["low_rank"] = payload.add(f"{number}.low_rank", encode_low_rank(delta))
+    return row
+
+
+def _probe_row(content: PatchContent, payload: _Payload) -> dict[str, Any]:
+    expected = content.expected
+    if expected.ndim != 2 or expected.dtype != np.float32 or not expected.size or not np.isfinite(expected).all():
+        raise InputError(f"probe outputs are unusable: expected finite 2-D float32, got {expected.dtype} {expected.shape}")
+    raw = expected.astype("<f4").tobytes()
+    packed = zlib.compress(raw, _ZLIB_LEVEL)
+    section = payload.add("probe", packed if len(packed) < len(raw) else raw)
+    count, width = expected.shape
+    return {"count": count, "width": width, "tolerance": repr(float(content.tolerance)), "section": section}
+
+
+def build_patch(content: PatchContent, keys: Sequence[Ed25519PrivateKey]) -> bytes:
+    """The bytes of the signed patch.  Raises InputError (exit 2) when the content or the keys cannot make a legal patch."""
+    if len({public_half(key).key_id for key in keys}) != len(keys) or not 1 <= len(keys) <= MAX_SIGNATURES:
+        raise InputError(f"wrong signing keys: expected 1..{MAX_SIGNATURES} different keys, got {len(keys)}")
+    payload = _Payload()
+    deltas = sorted(content.deltas, key=lambda delta: delta.name)
+    tensors = [_tensor_row(number, delta, content, payload) for number, delta in enumerate(deltas)]
+    probe = _probe_row(content, payload)
+    manifest = {
+        "parent": content.parent,
+        "result": content.result,
+        "precision": content.precision,
+        "recipe": content.recipe,
+        "tensors": tensors,
+        "probe": probe,
+        "provenance": without_floats(content.provenance),
+        "sections": payload.table,
+    }
+    try:
+        data = _sign(encode(manifest), b"".join(payload.parts), keys)
+        read_unverified(data).verify([public_half(key) for key in keys], allow_test_keys=True)
+    except (IntegrityError, UnicodeEncodeError) as error:
+        raise InputError(f"content makes no legal patch: {error}", hint="see edgeedit/patch/FORMAT.md") from error
+    return data
+
+
+def _sign(manifest: bytes, payload: bytes, keys: Sequence[Ed25519PrivateKey]) -> bytes:
+    total = HEADER_BYTES + len(manifest) + len(payload)
+    if len(manifest) > MAX_MANIFEST_BYTES or total > MAX_PATCH_BYTES:
+        raise InputError(f"patch is too large: expected at most {MAX_PATCH_BYTES} bytes, got {total}", hint="edit fewer weights")
+    fixed = FIXED.pack(MAGIC, VERSION, len(keys), len(manifest), total)
+    message = signed_message(fixed, manifest)
+    slots = sorted(SLOT.pack(bytes.fromhex(public_half(key).key_id), key.sign(message)) for key in keys)
+    return b"".join([(fixed + b"".join(slots)).ljust(HEADER_BYTES, b"\0"), manifest, payload])
+
+
+def write_patch(path: Path, content: PatchContent, keys: Sequence[Ed25519PrivateKey]) -> str:
+    """Build and write durably; returns the SHA-256 of the file.  Raises InputError (exit 2) for unusable content,
+    RefusedError (exit 6) when the disk refuses; the path then holds what it held before."""
+    data = build_patch(content, keys)
+    replace_file(path, data)
+    return digest_bytes(data)

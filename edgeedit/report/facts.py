@@ -1,0 +1,163 @@
+"""What a report counts out of a Delta's stored verdicts: confusions, kappa, flips, groups.
+
+Guarantees: pure functions over `Delta.info`; anything malformed raises InputError, never KeyError; order is
+deterministic.  Does not judge: the gate did that when the edit was made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from edgeedit.errors import InputError
+from edgeedit.metrics import EditMetrics, Interval, metrics_from_json
+
+SETS = ("target", "control", "unrelated")
+WORST_GROUPS = 5
+_RANK = {"broken": 0, "still": 1, "fixed": 2}
+_Z2 = 1.959963984540054**2
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One held-out image: its truth, the verdicts before and after, and the reader's share for the truth (0..1)."""
+
+    set: str
+    image: str
+    group: str
+    label: str
+    before: str
+    after: str
+    score_before: float | None
+    score_after: float | None
+
+    @property
+    def flip(self) -> str:
+        """`broken`, `fixed`, `still` (another wrong verdict) or empty when the verdict did not change."""
+        if self.before == self.after:
+            return ""
+        return "fixed" if self.after == self.label else "broken" if self.before == self.label else "still"
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Counts [truth][verdict] before and after over `classes`; kappa against the truth, None where it is not defined."""
+
+    classes: tuple[str, ...]
+    before: tuple[tuple[int, ...], ...]
+    after: tuple[tuple[int, ...], ...]
+    kappa_before: float | None
+    kappa_after: float | None
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """One group of a set: images, misjudged before, misjudged after."""
+
+    name: str
+    n: int
+    wrong_before: int
+    wrong_after: int
+
+
+def read_metrics(info: Mapping[str, Any]) -> EditMetrics | None:
+    """The metrics, or None when the Delta was never judged; raises InputError when they are malformed."""
+    value = info.get("metrics")
+    if not value:
+        return None
+    try:
+        return metrics_from_json(value)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"cannot report: expected the metrics of an edit, got {error!r}", hint="was the .delta made by `edgeedit edit`?") from error
+
+
+def _score(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def read_verdicts(info: Mapping[str, Any]) -> tuple[Verdict, ...]:
+    """The stored verdicts in their order; raises InputError when they are malformed."""
+    texts = ("set", "image", "group", "label", "before", "after")
+    try:
+        return tuple(
+            Verdict(*(str(row[key]) for key in texts), _score(row.get("score_before")), _score(row.get("score_after"))) for row in info.get("verdicts") or ()
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"cannot report: expected verdicts with {', '.join(texts)}, got {error!r}", hint="was the .delta made by `edgeedit edit`?") from error
+
+
+def wrong_count(wilson: Interval, n: int) -> int | None:
+    """How many of `n` were misjudged, read back from the Wilson interval; None when the interval is of another kind."""
+    share = (wilson.low + wilson.high) / 2 * (1 + _Z2 / n) - _Z2 / (2 * n) if n else math.nan
+    if not math.isfinite(share) or abs(share * n - round(share * n)) > 0.01:
+        return None
+    return round(share * n)
+
+
+def flips(rows: Iterable[Verdict]) -> tuple[Verdict, ...]:
+    """Verdicts that changed, newly wrong ones first, then by the fall of the truth's score, then by image."""
+
+    def rank(row: Verdict) -> tuple[int, float, str]:
+        move = (row.score_after or 0.0) - (row.score_before or 0.0)
+        return _RANK[row.flip], -move if row.flip == "fixed" else move, row.image
+
+    return tuple(sorted((row for row in rows if row.flip), key=rank))
+
+
+def _kappa(counts: Sequence[Sequence[int]]) -> float | None:
+    total = sum(map(sum, counts))
+    if not total:
+        return None
+    agreed = sum(row[i] for i, row in enumerate(counts)) / total
+    chance = sum(sum(row) * sum(other[i] for other in counts) for i, row in enumerate(counts)) / total**2
+    return None if chance >= 1 else (agreed - chance) / (1 - chance)
+
+
+def confusion(rows: Sequence[Verdict], known: Sequence[str]) -> Confusion:
+    """Confusion before and after; classes in the order of `known`, then the others by name."""
+    seen = {text for row in rows for text in (row.label, row.before, row.after)}
+    classes = [name for name in known if name in seen]
+    classes += sorted(seen - set(classes))
+    pairs = Counter((row.label, row.before) for row in rows), Counter((row.label, row.after) for row in rows)
+    before, after = (tuple(tuple(pair[truth, verdict] for verdict in classes) for truth in classes) for pair in pairs)
+    return Confusion(tuple(classes), before, after, _kappa(before), _kappa(after))
+
+
+def worst_groups(rows: Sequence[Verdict]) -> tuple[tuple[GroupRow, ...], int]:
+    """The worst groups (largest rise of misjudged images, then largest share misjudged after) and the number of groups."""
+    names: dict[str, list[Verdict]] = {}
+    for row in rows:
+        names.setdefault(row.group, []).append(row)
+    table = [
+        GroupRow(name, len(own), sum(r.before != r.label for r in own), sum(r.after != r.label for r in own)) for name, own in sorted(names.items())
+    ]
+    table.sort(key=lambda g: (g.wrong_before - g.wrong_after, -g.wrong_after / g.n, g.name))
+    return tuple(table[:WORST_GROUPS]), len(table)
+
+
+def commonest_mistake(rows: Iterable[Verdict]) -> tuple[str, str, int] | None:
+    """(truth, verdict before, how many) of the most frequent mistake before the edit."""
+    pairs = Counter((row.label, row.before) for row in rows if row.label != row.before)
+    if not pairs:
+        return None
+    (truth, verdict), times = min(pairs.items(), key=lambda item: (-item[1], item[0]))
+    return truth, verdict, times
+
+
+def plain(value: Any) -> Any:
+    """`value` as strict JSON: NaN and infinity become null, tuples lists, unknown objects text."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): plain(own) for key, own in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(own) for own in value]
+    return value if value is None or isinstance(value, (str, int)) else str(value)
+
+
+def verdict_json(row: Verdict) -> dict[str, Any]:
+    """One flip for `report.json`."""
+    return {**asdict(row), "flip": row.flip}
