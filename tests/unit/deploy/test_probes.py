@@ -10,8 +10,9 @@ import pytest
 from edgeedit.bundle import Preprocess
 from edgeedit.deploy.compare import batches, difference
 from edgeedit.deploy.mapping import ambiguous, match, stand_ins
-from edgeedit.deploy.probes import check_probes, expectations, synthetic_probes
+from edgeedit.deploy.probes import check_probes, expectations
 from edgeedit.errors import InputError
+from edgeedit.patterns import synthetic_pixels
 
 
 def test_no_op_is_refused(tiny_bundle: Any) -> None:
@@ -30,12 +31,12 @@ def test_no_op_is_refused(tiny_bundle: Any) -> None:
         check_probes(old, new, bundle.tolerance)
 
 
-def test_synthetic_probes_are_smooth_seeded_and_in_range() -> None:
+def test_synthetic_pixels_are_smooth_seeded_and_in_range() -> None:
     pre = Preprocess(56, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
-    probes = synthetic_probes(pre, 4, seed=1)
+    probes = synthetic_pixels(pre, 4, seed=1)
     assert probes.shape == (4, 3, 56, 56) and probes.dtype == np.float32
-    assert np.array_equal(probes, synthetic_probes(pre, 4, seed=1))
-    assert not np.array_equal(probes, synthetic_probes(pre, 4, seed=2))
+    assert np.array_equal(probes, synthetic_pixels(pre, 4, seed=1))
+    assert not np.array_equal(probes, synthetic_pixels(pre, 4, seed=2))
     pixels = probes * np.array(pre.std).reshape(1, 3, 1, 1) + np.array(pre.mean).reshape(1, 3, 1, 1)
     assert pixels.min() >= -1e-6 and pixels.max() <= 1 + 1e-6
     assert np.abs(np.diff(pixels, axis=3)).mean() < 0.5 * np.abs(pixels - pixels.mean((2, 3), keepdims=True)).mean()
