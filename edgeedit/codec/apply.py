@@ -69,7 +69,9 @@ def _check(old: Array, delta: TensorDelta) -> None:
     if tuple(old.shape) != delta.shape:
         raise IntegrityError(f"delta does not fit {delta.name}: expected shape {delta.shape}, got {tuple(old.shape)}")
     if old.dtype not in _DTYPES or not old.dtype.isnative:
-        raise IntegrityError(f"cannot change {delta.name}: expected float32 or float16 in {sys.byteorder} endian order, got {old.dtype.str}")
+        raise IntegrityError(
+            f"cannot change {delta.name}: expected float32 or float16 in {sys.byteorder} endian order, got {old.dtype.str}"
+        )
     if not old.flags.c_contiguous:
         raise IntegrityError(f"cannot change {delta.name}: expected a C-contiguous tensor, got strides {old.strides}")
     if delta.sparse is not None:

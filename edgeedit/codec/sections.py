@@ -87,7 +87,9 @@ def decode_low_rank(data: bytes | memoryview, shape: tuple[int, ...]) -> tuple[A
     expected_flags = (_ALL_ROWS if row_count == height else 0) | (_ALL_COLS if col_count == width else 0)
     sizes_fit = 0 < rank <= MAX_RANK and 0 < row_count <= height and 0 < col_count <= width
     if not sizes_fit or flags != expected_flags or len(body) != length:
-        raise IntegrityError(f"low-rank section does not fit {shape}: got rank {rank}, {row_count} rows, {col_count} columns, flags {flags}")
+        raise IntegrityError(
+            f"low-rank section does not fit {shape}: got rank {rank}, {row_count} rows, {col_count} columns, flags {flags}"
+        )
     payload = _inflate(body, _payload_bytes(rank, row_count, col_count, flags), "low-rank payload")
     rows, offset = _indices(payload, 0, row_count, height, bool(flags & _ALL_ROWS))
     cols, offset = _indices(payload, offset, col_count, width, bool(flags & _ALL_COLS))
