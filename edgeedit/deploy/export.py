@@ -126,7 +126,8 @@ def _true_value(found: Match, traced: Array, values: Mapping[str, Array]) -> Arr
     if not found.parameter:
         return traced
     value = values[found.parameter]
-    return np.ascontiguousarray(value.T if found.transposed else value).reshape(traced.shape)
+    deployed: Array = np.ascontiguousarray(value.T if found.transposed else value).reshape(traced.shape)
+    return deployed
 
 
 def _table(arrays: Mapping[str, Array], matches: Mapping[str, Match], editable: Collection[str]) -> tuple[MappedTensor, ...]:
