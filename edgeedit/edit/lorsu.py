@@ -21,7 +21,7 @@ class Lorsu:
     rank: int = 8
     lr: float = 1e-4
     lr_low_rank: float = 1e-3
-    steps: int = 40
+    steps: int = 30
     batch: int = 16
     distill: float = 5.0
     kl: float = 1.0

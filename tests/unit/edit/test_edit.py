@@ -1,0 +1,164 @@
+"""The edit on a tiny encoder: strictness, optimality of the mask, repeatability, integers, and the gate."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from edgeedit.edit.evaluate import features
+from edgeedit.edit.gate import decide
+from edgeedit.edit.locality import choose, mean_gradients, top_entries
+from edgeedit.edit.lorsu import Lorsu
+from edgeedit.edit.quantize import low_rank_part, sparse_part, to_bfloat16
+from edgeedit.edit.readers import Reader, fit_linear, fit_prototypes, load_reader, save_reader
+from edgeedit.edit.run import EditResult, HeldOut, edit
+from edgeedit.edit.shots import Shots, load_pixels
+from edgeedit.edit.train import Selection
+from edgeedit.encoder.encoder import Encoder
+from edgeedit.encoder.values import parameter_values
+from edgeedit.errors import InputError
+from edgeedit.metrics import Interval, SetResult, metrics_from_json
+from edgeedit.rounding import apply_delta, changed_elements, check_scale, low_rank_product
+
+METHOD = Lorsu(share=0.1, heads=1, rank=2, lr=3e-3, lr_low_rank=1e-2, steps=6, batch=8, patterns=2)
+
+
+def _reader(encoder: Encoder, base: Shots) -> Reader:
+    return fit_linear(features(encoder, load_pixels(base, encoder.preprocess)), base.labels, base.classes)
+
+
+def _edit(encoder: Encoder, sets: dict[str, Shots], method: Lorsu = METHOD, precision: str = "float32", seed: int = 0) -> EditResult:
+    held = HeldOut(sets["target"], sets["base"])
+    return edit(encoder, sets["shots"], sets["control"], _reader(encoder, sets["base"]), method=method, precision=precision, heldout=held, seed=seed, limit=0.5)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_nothing_outside_the_mask_changes(encoder: Encoder, sets: dict[str, Shots], precision: str) -> None:
+    before = parameter_values(encoder, "float32")
+    result = _edit(encoder, sets, replace(METHOD, steps=12), precision)
+    assert result.metrics.outside_mask == 0
+    assert 0 < result.metrics.changed_share < 0.2
+    assert all(np.array_equal(before[n], a) for n, a in parameter_values(encoder, "float32").items()), "the given encoder was changed"
+    touched = {t.name for t in result.delta.tensors}
+    assert touched <= set(encoder.editable())
+    for tensor in result.delta.tensors:
+        old = parameter_values(encoder, precision)[tensor.name]
+        new = apply_delta(old, tensor)
+        assert np.array_equal(old[~changed_elements(tensor)], new[~changed_elements(tensor)])
+
+
+def test_same_seed_gives_the_same_bytes_and_another_seed_does_not(encoder: Encoder, sets: dict[str, Shots], tmp_path: Path) -> None:
+    files = []
+    for number, seed in enumerate((4, 4, 5)):
+        delta = _edit(encoder, sets, seed=seed).delta
+        replace(delta, info={}).save(tmp_path / f"{number}.delta")
+        files.append((tmp_path / f"{number}.delta").read_bytes())
+    assert files[0] == files[1]
+    assert files[0] != files[2]
+
+
+def test_judged_features_are_those_of_the_rounded_weights(encoder: Encoder, sets: dict[str, Shots]) -> None:
+    from edgeedit.encoder.values import with_values
+
+    result = _edit(encoder, sets, precision="float16")
+    values = parameter_values(encoder, "float16")
+    values.update({t.name: apply_delta(values[t.name], t) for t in result.delta.tensors})
+    again = features(with_values(encoder, values), load_pixels(sets["target"], encoder.preprocess))
+    assert np.array_equal(again, result.features_after["target"])
+    assert metrics_from_json(result.metrics.to_json()) == result.metrics
+
+
+def test_top_entries_are_the_best_mask_of_their_size() -> None:
+    gradient = np.array([[0.5, -2.0, 0.1], [1.5, 0.0, -0.7]], dtype=np.float32)
+    best = max(combinations(range(6), 3), key=lambda mask: sum(gradient.reshape(-1)[list(mask)] ** 2))
+    assert top_entries(gradient, 0.5).tolist() == sorted(best)
+
+
+def test_mean_gradient_does_not_depend_on_the_batch_size_and_heads_rank_by_energy(encoder: Encoder, sets: dict[str, Shots]) -> None:
+    reader, shots = _reader(encoder, sets["base"]), sets["shots"]
+    pixels, labels = torch.from_numpy(load_pixels(shots, encoder.preprocess)), torch.from_numpy(shots.labels)
+
+    def loss(rows: slice) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(reader.logits(encoder(pixels[rows])), labels[rows])
+
+    whole, parts = (mean_gradients(encoder, loss, len(labels), batch) for batch in (16, 5))
+    for name, gradient in whole.items():
+        assert np.allclose(gradient, parts[name], atol=1e-6 + 1e-3 * np.abs(gradient).max())
+    locality = choose(encoder, whole, 0.1, 1)
+    for block in range(encoder.blocks):
+        energy = [sum((whole[n][encoder.head_rows(h)].astype(np.float64) ** 2).sum() for n in encoder.qkv_names(block)) for h in range(encoder.heads)]
+        assert locality.chosen[block].tolist() == [h == int(np.argmax(energy)) for h in range(encoder.heads)]
+
+
+def test_only_chosen_values_are_parameters(encoder: Encoder, sets: dict[str, Shots]) -> None:
+    gradients = {n: np.random.default_rng(0).normal(size=p.shape).astype(np.float32) for n, p in encoder.parameters_by_name().items() if n in encoder.editable()}
+    locality = choose(encoder, gradients, 0.05, 1)
+    selection = Selection(encoder, locality, 2, torch.Generator().manual_seed(0))
+    expected = sum(i.size for i in locality.entries.values()) + sum(r.size * 2 + 2 * 32 for r in locality.rows.values())
+    assert sum(p.numel() for p in selection.parameters()) == expected
+
+
+def test_integer_forms_are_close_and_legal() -> None:
+    rng = np.random.default_rng(1)
+    values = rng.normal(0, 1e-3, 500).astype(np.float32)
+    part = sparse_part(np.arange(500, dtype=np.int64), values, 4)
+    assert part is not None
+    check_scale(part.step, power_of_two=False)
+    rebuilt = np.zeros(500)
+    rebuilt[part.index] = part.step * part.q
+    assert np.abs(rebuilt - values).max() <= part.step / 2 * 1.001
+    a, b = rng.normal(size=(8, 4)), rng.normal(size=(4, 32)) * 1e-3
+    low = low_rank_part(np.arange(8, dtype=np.int64), a, b)
+    assert low is not None
+    check_scale(low.scale, power_of_two=True)
+    error = np.linalg.norm(low.scale * low_rank_product(low) - a @ b) / np.linalg.norm(a @ b)
+    assert error < 0.03
+    assert sparse_part(np.arange(3, dtype=np.int64), np.zeros(3, np.float32), 4) is None
+
+
+def test_bfloat16_rounding_equals_torch() -> None:
+    values = np.random.default_rng(2).normal(size=1000).astype(np.float32)
+    assert np.array_equal(to_bfloat16(values), torch.from_numpy(values).bfloat16().float().numpy())
+
+
+def test_readers_agree_with_torch_and_survive_a_file(encoder: Encoder, sets: dict[str, Shots], tmp_path: Path) -> None:
+    base = sets["base"]
+    rows = features(encoder, load_pixels(base, encoder.preprocess))
+    for fit in (fit_linear, fit_prototypes):
+        reader = fit(rows, base.labels, base.classes)
+        assert np.allclose(reader.logits(torch.from_numpy(rows)).numpy(), reader.logits_numpy(rows), atol=1e-4)
+        save_reader(reader, tmp_path / "r.npz")
+        assert load_reader(tmp_path / "r.npz").digest() == reader.digest()
+
+
+def _set(name: str, before: float, after: float, low: float, high: float) -> SetResult:
+    return SetResult(name, 100, before, after, None, None, Interval(0, 1), Interval(0, 1), 1, 1, 1.0, Interval(low, high))
+
+
+def test_gate_decides_by_the_intervals() -> None:
+    good, kept = _set("target", 0.5, 0.2, -0.4, -0.2), _set("control", 0.1, 0.1, -0.01, 0.01)
+    assert decide(good, kept, None, 0.02).verdict == "pass"
+    assert decide(good, _set("control", 0.1, 0.2, 0.05, 0.15), None, 0.02).verdict == "fail"
+    assert decide(good, _set("control", 0.1, 0.12, -0.01, 0.05), None, 0.02).verdict == "undecided"
+    assert decide(_set("target", 0.5, 0.55, 0.0, 0.1), kept, None, 0.02).verdict == "fail"
+    assert decide(good, None, None, 0.02).verdict == "undecided"
+
+
+def test_unusable_sets_are_input_errors(encoder: Encoder, sets: dict[str, Shots]) -> None:
+    reader = _reader(encoder, sets["base"])
+    common = {"method": METHOD, "precision": "float32", "seed": 0, "limit": 0.02}
+    with pytest.raises(InputError, match="also used to edit"):
+        edit(encoder, sets["shots"], sets["control"], reader, heldout=HeldOut(sets["shots"]), **common)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="overlap"):
+        edit(encoder, sets["shots"], sets["shots"], reader, heldout=HeldOut(sets["target"]), **common)  # type: ignore[arg-type]
+    unlabelled = replace(sets["shots"], labels=np.full(16, -1, np.int64))
+    with pytest.raises(InputError, match="no labels"):
+        edit(encoder, unlabelled, sets["control"], reader, heldout=HeldOut(sets["target"]), **common)  # type: ignore[arg-type]
+    stranger = replace(sets["shots"], classes=("square", "circle"))
+    with pytest.raises(InputError, match="unknown to the reader"):
+        edit(encoder, stranger, sets["control"], reader, heldout=HeldOut(sets["target"]), **common)  # type: ignore[arg-type]

@@ -1,0 +1,113 @@
+"""Figures against scipy and scikit-learn; shots and splits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy import stats
+from sklearn import metrics as reference
+
+from edgeedit.edit.evaluate import auc, balanced_error, mcnemar, paired_change, t_interval, wilson
+from edgeedit.edit.shots import load_shots, split_by_group
+from edgeedit.errors import InputError
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 10_000))
+def test_error_and_auc_equal_scikit_learn(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels = np.concatenate([[0, 1], rng.integers(0, 2, 40)])
+    scores = rng.integers(0, 8, 42) / 8  # many ties
+    assert auc(labels, scores) == pytest.approx(reference.roc_auc_score(labels, scores))
+    verdicts = (scores > 0.5).astype(np.int64)
+    assert balanced_error(labels, verdicts) == pytest.approx(1 - reference.balanced_accuracy_score(labels, verdicts))
+
+
+@pytest.mark.parametrize(("fixed", "broken"), [(0, 0), (5, 1), (1, 5), (30, 30), (700, 600)])
+def test_mcnemar_equals_the_exact_binomial_test(fixed: int, broken: int) -> None:
+    expected = stats.binomtest(min(fixed, broken), fixed + broken).pvalue if fixed + broken else 1.0
+    assert mcnemar(fixed, broken) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(("wrong", "n"), [(0, 10), (3, 50), (50, 50), (133, 660)])
+def test_wilson_equals_scipy(wrong: int, n: int) -> None:
+    expected = stats.binomtest(wrong, n).proportion_ci(method="wilson")
+    found = wilson(wrong, n)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+def test_t_interval_equals_scipy() -> None:
+    values = np.array([0.1, -0.2, 0.05, 0.3])
+    expected = stats.t.interval(0.95, 3, values.mean(), stats.sem(values))
+    assert t_interval(values) == pytest.approx(expected, abs=1e-3)
+    assert t_interval(values[:1]) == (None, None)
+
+
+def test_paired_interval_is_wider_when_images_come_in_groups() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.tile([0, 1], 100)
+    bad_group = np.repeat(rng.random(20) < 0.3, 10)
+    before = np.zeros(200, dtype=bool)
+    single = paired_change(labels, before, bad_group, tuple(str(i) for i in range(200)))
+    grouped = paired_change(labels, before, bad_group, tuple(str(i // 10) for i in range(200)))
+    assert grouped.high - grouped.low > 1.5 * (single.high - single.low)
+    assert grouped.low <= bad_group.mean() <= grouped.high
+
+
+def _picture(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(len(str(path))).integers(0, 255, (8, 8, 3)).astype(np.uint8)).save(path)
+    return path
+
+
+def test_jsonl_reads_labels_groups_and_questions(tmp_path: Path) -> None:
+    for number in range(4):
+        _picture(tmp_path / f"{number}.png")
+    rows = [{"image": f"{n}.png", "label": "ok" if n % 2 else "bad", "group": f"g{n // 2}"} for n in range(4)]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(r) for r in rows), "utf-8")
+    shots = load_shots(tmp_path / "a.jsonl")
+    assert (shots.classes, shots.labels.tolist(), shots.groups) == (("bad", "ok"), [0, 1, 0, 1], ("g0", "g0", "g1", "g1"))
+    asked = [{"image": f"{n}.png", "question": "crack?", "answer": "yes" if n else "no"} for n in range(4)]
+    (tmp_path / "b.jsonl").write_text("\n".join(json.dumps(r) for r in asked), "utf-8")
+    assert load_shots(tmp_path / "b.jsonl").classes == ("crack? no", "crack? yes")
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 1000))
+def test_a_split_never_separates_a_group(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
+    folder = tmp_path_factory.mktemp("s")
+    rng = np.random.default_rng(seed)
+    lines = [json.dumps({"image": _picture(folder / f"{n}.png").name, "label": str(n % 2), "group": f"g{n % 2}-{rng.integers(0, 4)}"}) for n in range(24)]
+    (folder / "x.jsonl").write_text("\n".join(lines), "utf-8")
+    try:
+        left, right = split_by_group(load_shots(folder / "x.jsonl"), 0.5, seed)
+    except InputError:
+        return  # a class had one group only: refused, which test_bad_sets covers
+    assert not set(left.groups) & set(right.groups)
+    assert len(left.paths) + len(right.paths) == 24
+    assert set(left.labels.tolist()) == set(right.labels.tolist()) == {0, 1}
+
+
+def test_bad_sets_are_one_sentence_and_exit_2(tmp_path: Path) -> None:
+    one = tmp_path / "one"
+    _picture(one / "a" / "1.png")
+    cases = {"missing": one, "empty": tmp_path / "none", "picture": tmp_path / "broken", "folder or": _picture(tmp_path / "x.png")}
+    (tmp_path / "none").mkdir()
+    _picture(tmp_path / "broken" / "a" / "1.png")
+    _picture(tmp_path / "broken" / "b" / "1.png").write_bytes(b"no picture")
+    for word, path in cases.items():
+        with pytest.raises(InputError, match=word) as caught:
+            load_shots(path)
+        assert caught.value.exit_code == 2
+        assert "\n" not in caught.value.message
+    both = tmp_path / "both"
+    _picture(both / "a" / "1.png")
+    _picture(both / "b" / "1.png")
+    with pytest.raises(InputError, match="both sides"):
+        split_by_group(load_shots(both), 0.5, 0)
