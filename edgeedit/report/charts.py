@@ -21,9 +21,11 @@ from matplotlib.patches import Rectangle
 
 from edgeedit.errors import InputError
 from edgeedit.metrics import Interval, SetResult
+from edgeedit.report import words
 from edgeedit.report.facts import wrong_count
 
 BEFORE, AFTER, BAD, INK, RULE = "#8a929c", "#12507b", "#a3271d", "#1d242c", "#d5dae0"
+_LABEL = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85}  # keeps a figure readable on a line
 
 
 def _svg(figure: Figure) -> str:
@@ -43,6 +45,11 @@ def _bare(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
+def _write(axes: Axes, text: str, at: tuple[float, float], colour: str) -> None:
+    """Put a figure above its mark."""
+    axes.annotate(text, at, xytext=(0, 6.5), textcoords="offset points", ha="center", fontsize=7.5, color=colour, bbox=_LABEL)
+
+
 def _share(axes: Axes, at: float, wilson: Interval, n: int, colour: str, marker: str) -> None:
     axes.plot([100 * wilson.low, 100 * wilson.high], [at, at], color=colour, linewidth=2.2, solid_capstyle="butt")
     wrong = wrong_count(wilson, n)
@@ -50,7 +57,7 @@ def _share(axes: Axes, at: float, wilson: Interval, n: int, colour: str, marker:
         return
     share = 100 * wrong / n
     axes.plot([share], [at], marker=marker, color=colour, markersize=7)
-    axes.annotate(f"{share:.1f}%", (share, at), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=7.5, color=colour)
+    _write(axes, f"{share:.1f}%", (share, at), colour)
 
 
 def effect_chart(sets: Sequence[SetResult], limit: float) -> str:
@@ -65,12 +72,13 @@ def effect_chart(sets: Sequence[SetResult], limit: float) -> str:
         colour = BAD if (result.name != "target" and high > 100 * limit) or (result.name == "target" and high >= 0) else AFTER
         right.plot([low, high], [row, row], color=colour, linewidth=2.2, solid_capstyle="butt")
         right.plot([change], [row], marker="D", color=colour, markersize=7)
-        right.annotate(f"{change:+.1f}", (change, row), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=7.5, color=colour)
+        _write(right, words.points(change / 100), (change, row), colour)
     left.set_yticks(range(len(sets)), [f"{result.name}\nn = {result.n}" for result in sets])
     left.set_ylim(len(sets) - 0.45, -0.65)
     left.set_xlim(left=min(0.0, left.get_xlim()[0]))
-    right.axvline(0, color=INK, linewidth=0.8)
-    right.axvline(100 * limit, color=BAD, linewidth=0.9, linestyle=(0, (4, 3)))
+    right.margins(x=0.16)
+    right.axvline(0, color=INK, linewidth=0.8, zorder=1)
+    right.axvline(100 * limit, color=BAD, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
     for axes, title in ((left, "images misjudged, %"), (right, "change of the error, points")):
         _bare(axes)
         axes.set_xlabel(title, fontsize=8, color=INK)
@@ -98,7 +106,8 @@ def where_chart(locality: Mapping[str, Any] | None) -> str | None:
     right.barh(range(len(names)), 100 * np.nan_to_num(shares), color=AFTER, height=0.62)
     for row, value in enumerate(shares):
         if math.isfinite(value) and value > 0:
-            right.annotate(f"{100 * value:.2g}%", (100 * value, row), xytext=(3, 0), textcoords="offset points", va="center", fontsize=7, color=INK)
+            at, text = (100 * value, row), f"{100 * value:.2g}%"
+            right.annotate(text, at, xytext=(3, 0), textcoords="offset points", va="center", fontsize=7, color=INK)
     _bare(right)
     right.margins(x=0.14)
     right.set_xlabel("first feed-forward weights changed, %", fontsize=8, color=INK)
@@ -118,4 +127,4 @@ def _heads(figure: Figure, axes: Axes, scores: np.ndarray[Any, Any], chosen: np.
     axes.set_ylabel("block", fontsize=8, color=INK)
     bar = figure.colorbar(image, ax=axes, fraction=0.045, pad=0.02)
     bar.ax.tick_params(labelsize=6.5, length=0, colors=INK)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)

@@ -18,6 +18,7 @@ from edgeedit.metrics import EditMetrics, Interval, metrics_from_json
 SETS = ("target", "control", "unrelated")
 WORST_GROUPS = 5
 _RANK = {"broken": 0, "still": 1, "fixed": 2}
+_HINT = "was the .delta made by `edgeedit edit`?"
 _Z2 = 1.959963984540054**2
 
 
@@ -71,7 +72,7 @@ def read_metrics(info: Mapping[str, Any]) -> EditMetrics | None:
     try:
         return metrics_from_json(value)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"cannot report: expected the metrics of an edit, got {error!r}", hint="was the .delta made by `edgeedit edit`?") from error
+        raise InputError(f"cannot report: expected the metrics of an edit, got {error!r}", hint=_HINT) from error
 
 
 def _score(value: Any) -> float | None:
@@ -80,13 +81,15 @@ def _score(value: Any) -> float | None:
 
 def read_verdicts(info: Mapping[str, Any]) -> tuple[Verdict, ...]:
     """The stored verdicts in their order; raises InputError when they are malformed."""
-    texts = ("set", "image", "group", "label", "before", "after")
     try:
-        return tuple(
-            Verdict(*(str(row[key]) for key in texts), _score(row.get("score_before")), _score(row.get("score_after"))) for row in info.get("verdicts") or ()
-        )
+        return tuple(_verdict(row) for row in info.get("verdicts") or ())
     except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"cannot report: expected verdicts with {', '.join(texts)}, got {error!r}", hint="was the .delta made by `edgeedit edit`?") from error
+        raise InputError(f"cannot report: expected verdicts with set, image, label, before and after, got {error!r}", hint=_HINT) from error
+
+
+def _verdict(row: Mapping[str, Any]) -> Verdict:
+    name, image, group, label, before, after = (str(row[key]) for key in ("set", "image", "group", "label", "before", "after"))
+    return Verdict(name, image, group, label, before, after, _score(row.get("score_before")), _score(row.get("score_after")))
 
 
 def wrong_count(wilson: Interval, n: int) -> int | None:
@@ -132,18 +135,20 @@ def worst_groups(rows: Sequence[Verdict]) -> tuple[tuple[GroupRow, ...], int]:
     for row in rows:
         names.setdefault(row.group, []).append(row)
     table = [
-        GroupRow(name, len(own), sum(r.before != r.label for r in own), sum(r.after != r.label for r in own)) for name, own in sorted(names.items())
+        GroupRow(name, len(own), sum(r.before != r.label for r in own), sum(r.after != r.label for r in own))
+        for name, own in sorted(names.items())
     ]
     table.sort(key=lambda g: (g.wrong_before - g.wrong_after, -g.wrong_after / g.n, g.name))
     return tuple(table[:WORST_GROUPS]), len(table)
 
 
 def commonest_mistake(rows: Iterable[Verdict]) -> tuple[str, str, int] | None:
-    """(truth, verdict before, how many) of the most frequent mistake before the edit."""
+    """(truth, verdict before, how many) of the most frequent mistake before the edit; None when no one leads."""
     pairs = Counter((row.label, row.before) for row in rows if row.label != row.before)
-    if not pairs:
+    leading = pairs.most_common(2)
+    if not leading or (len(leading) == 2 and leading[0][1] == leading[1][1]):
         return None
-    (truth, verdict), times = min(pairs.items(), key=lambda item: (-item[1], item[0]))
+    (truth, verdict), times = leading[0]
     return truth, verdict, times
 
 

@@ -19,9 +19,8 @@ from edgeedit.report.facts import read_metrics, read_verdicts
 
 
 def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.PackageLoader("edgeedit.report", "templates"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    loader = jinja2.PackageLoader("edgeedit.report", "templates")
+    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
 def render_report(delta: Delta, *, cost: Mapping[str, Any] | None = None, device: Mapping[str, Any] | None = None) -> str:
@@ -35,6 +34,7 @@ def render_report(delta: Delta, *, cost: Mapping[str, Any] | None = None, device
     classes = [str(name) for name in view.section(delta.info, "reader").get("classes") or ()]
     return _environment().get_template("report.html.j2").render(
         headline=view.headline(metrics),
+        warnings=view.warnings(metrics, device),
         story=view.story(delta, metrics, verdicts),
         tiles=view.tiles(metrics, cost, device),
         examples=view.examples(verdicts),

@@ -15,6 +15,7 @@ from edgeedit.report.view import FEW, Rows, judged_sets, of_set, section
 from edgeedit.report.words import number
 
 SCHEMA_VERSION = 1
+_PATCH_LABELS = {"patch_digest": "Patch digest", "parent": "Parent fingerprint", "result": "Result fingerprint", "signers": "Signed by"}
 UNDO = "edgeedit rollback --store DIR"
 
 
@@ -48,7 +49,7 @@ def provenance_rows(delta: Delta, cost: Mapping[str, Any] | None) -> Rows:
         ("Versions", _settings(section(info, "versions"))),
         ("Weight matrices changed", f"{len(delta.tensors)}: {', '.join(t.name for t in delta.tensors)}"),
     ]
-    for key, label in (("patch_digest", "Patch digest"), ("parent", "Parent fingerprint"), ("result", "Result fingerprint"), ("signers", "Signed by")):
+    for key, label in _PATCH_LABELS.items():
         value = (cost or {}).get(key, info.get(key))
         facts.append((label, ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value))
     return [(label, str(value)) for label, value in facts if value not in (None, "")]
@@ -63,8 +64,9 @@ def licence_notes(info: Mapping[str, Any]) -> list[str]:
 def limits(delta: Delta, metrics: EditMetrics | None, verdicts: Sequence[Verdict], device: Mapping[str, Any] | None) -> list[str]:
     """Sentences: what was not tested."""
     rows = ["Only the held-out images counted above were judged: other cameras, lamps, products and seasons were not."]
-    reader = section(delta.info, "reader").get("kind")
-    rows.append(f"A frozen {reader or ''} reader judged the encoder's features; a language model behind the encoder was not run.".replace("  ", " "))
+    kind = section(delta.info, "reader").get("kind")
+    reader = f"A frozen {kind} reader" if kind else "A frozen reader"
+    rows.append(f"{reader} judged the encoder's features; a language model behind the encoder was not run.")
     precision = section(delta.info, "encoder").get("precision")
     if precision:
         rows.append(f"Only the precision {precision} was judged.")
@@ -83,7 +85,7 @@ def limits(delta: Delta, metrics: EditMetrics | None, verdicts: Sequence[Verdict
         elif len({row.group for row in own}) == len(own):
             rows.append(f"Each {result.name} image is its own group: the interval takes the images as independent of each other.")
         if result.name != "target" and own and wrong_count(result.wrong_before, result.n) == 0:
-            rows.append(f"Every {result.name} image counted as right before. Where images carry no label, the verdict before is taken as the truth.")
+            rows.append(f"Every {result.name} image counted as right before (without a label, the verdict before is the truth).")
     if number(device, "swap_ms") is None:
         rows.append("Swap time, frames and the equality of device and server are not part of this report.")
     rows.append("Head scores say where the edit was allowed to act. They do not explain why the encoder erred.")

@@ -43,7 +43,7 @@ MEANINGS = {
     "control": "images that were read well before and must stay so",
     "unrelated": "images of a different job",
 }
-FLIP_WORDS = {"broken": "newly wrong", "still": "wrong before and after", "fixed": "repaired"}
+FLIP_WORDS = {"broken": "newly wrong", "still": "wrong in another way", "fixed": "repaired"}
 _FEED_LABELS = {
     "prepare_ms": "Preparation in the background",
     "swap_ms": "Swap between two frames",
@@ -51,7 +51,20 @@ _FEED_LABELS = {
     "rebuild_default_ms": "For comparison: rebuilding the session",
     "rebuild_noprepack_ms": "For comparison: rebuilding without prepacking",
 }
-_FRAME_LABELS = {"frames_served": "Frames answered meanwhile", "frames_lost": "Frames lost", "frames_torn": "Frames answered by a mix of old and new weights"}
+_FRAME_LABELS = {
+    "frames_served": "Frames answered meanwhile",
+    "frames_lost": "Frames lost",
+    "frames_torn": "Frames answered by a mix of old and new weights",
+}
+_FAILED = {
+    "device_equals_server": "the device did not give the server's weights and verdicts",
+    "rollback_exact": "the rollback did not bring the former weights back exactly",
+}
+_FRAMES_FAILED = {"frames_lost": "frames were lost during the swap", "frames_torn": "frames were answered by a mix of old and new weights"}
+_CONFIRMED = {
+    "device_equals_server": "Device gives the server's weights and verdicts",
+    "rollback_exact": "Undone exactly, bit for bit, in the trial",
+}
 Rows = list[tuple[str, str]]
 
 
@@ -77,8 +90,21 @@ def headline(metrics: EditMetrics | None) -> dict[str, Any]:
                 f"{row.name} error {words.percent(row.error_before)} \N{RIGHTWARDS ARROW} {words.percent(row.error_after)}; "
                 f"95% interval of the change {words.change_interval(row.change)}"
             )
-    limit = f"Limit set before the edit: the control and unrelated errors may rise by at most {100 * metrics.gate.limit:.1f} points." if metrics else ""
+    limit = f"Limit: the control and unrelated errors may rise by at most {100 * metrics.gate.limit:.1f} points." if metrics else ""
     return {"verdict": verdict or "none", "word": word, "sentence": sentence, "reasons": reasons, "limit": limit}
+
+
+def warnings(metrics: EditMetrics | None, device: Mapping[str, Any] | None) -> list[str]:
+    """Findings that outweigh the gate, whatever it said."""
+    rows = []
+    if metrics and metrics.outside_mask:
+        rows.append(f"{words.count(metrics.outside_mask)} weights changed outside the places declared for the edit")
+    rows += [text for key, text in _FAILED.items() if (device or {}).get(key) is False]
+    for key, text in _FRAMES_FAILED.items():
+        value = number(device, key)
+        if value:
+            rows.append(f"{words.count(value)} {text}")
+    return rows
 
 
 def _of(wrong: int | None, n: int) -> str:
@@ -92,12 +118,14 @@ def story(delta: Delta, metrics: EditMetrics | None, verdicts: Sequence[Verdict]
         target = metrics.target
         wrong = wrong_count(target.wrong_before, target.n), wrong_count(target.wrong_after, target.n)
         mistake = commonest_mistake(of_set(verdicts, "target"))
-        often = f" Most often \N{LEFT DOUBLE QUOTATION MARK}{mistake[0]}\N{RIGHT DOUBLE QUOTATION MARK} was read as \N{LEFT DOUBLE QUOTATION MARK}{mistake[1]}\N{RIGHT DOUBLE QUOTATION MARK} ({mistake[2]} images)." if mistake else ""
-        rows.append(("What was wrong", f"The vision encoder misjudged {_of(wrong[0], target.n)} held-out target images (error {words.percent(target.error_before)}).{often}"))
-        after = f"Now {_of(wrong[1], target.n)} are misjudged (error {words.percent(target.error_after)}): {target.fixed} verdicts repaired, {target.broken} newly wrong."
-        rows.append(("Effect", after))
+        often = f" Most often {words.quoted(mistake[0])} was read as {words.quoted(mistake[1])} ({mistake[2]} images)." if mistake else ""
+        before = f"The vision encoder misjudged {_of(wrong[0], target.n)} held-out target images"
+        rows.append(("What was wrong", f"{before} (error {words.percent(target.error_before)}).{often}"))
+        after = f"Now {_of(wrong[1], target.n)} are misjudged (error {words.percent(target.error_after)})"
+        rows.append(("Effect", f"{after}: {target.fixed} verdicts repaired, {target.broken} newly wrong."))
         for result in judged_sets(metrics)[1:]:
-            rows.append((f"{TITLES[result.name]} images", f"Error {words.percent(result.error_before)} before, {words.percent(result.error_after)} after, on {result.n} images: {result.broken} newly wrong, {result.fixed} repaired."))
+            errors = f"Error {words.percent(result.error_before)} before, {words.percent(result.error_after)} after, on {result.n} images"
+            rows.append((f"{TITLES[result.name]} images", f"{errors}: {result.broken} newly wrong, {result.fixed} repaired."))
     rows.append(("What changed", _changed(delta, metrics)))
     return rows
 
@@ -108,7 +136,8 @@ def _changed(delta: Delta, metrics: EditMetrics | None) -> str:
     if metrics is None:
         return f"Weights in {tensors}. {rest}"
     outside = f" {words.count(metrics.outside_mask)} outside the places declared for the edit." if metrics.outside_mask else ""
-    return f"{words.count(metrics.changed_count)} of {words.count(metrics.total_weights)} weights ({words.small_percent(metrics.changed_share)}), in {tensors}.{outside} {rest}"
+    changed = f"{words.count(metrics.changed_count)} of {words.count(metrics.total_weights)} weights"
+    return f"{changed} ({words.small_percent(metrics.changed_share)}), in {tensors}.{outside} {rest}"
 
 
 def tiles(metrics: EditMetrics | None, cost: Mapping[str, Any] | None, device: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:
@@ -121,7 +150,7 @@ def tiles(metrics: EditMetrics | None, cost: Mapping[str, Any] | None, device: M
             rows.append((label, "\N{EM DASH}", "not tested"))
             continue
         figure = f"{100 * result.error_before:.1f} \N{RIGHTWARDS ARROW} {words.percent(result.error_after)}"
-        rows.append((label, figure, f"change {words.change_interval(result.change)}"))
+        rows.append((label, figure, f"change {words.change_interval(result.change)} (95%)"))
     swap, bytes_ = number(device, "swap_ms"), number(cost, "patch_bytes")
     if swap is not None:
         rows.append(("Swap on the device", words.milliseconds(swap), f"patch {words.size(bytes_)}" if bytes_ else "between two frames"))
@@ -135,18 +164,25 @@ def tiles(metrics: EditMetrics | None, cost: Mapping[str, Any] | None, device: M
 def measure_rows(result: SetResult, confused: Confusion | None) -> list[tuple[str, str, str, str]]:
     """One set's table: (figure, before, after, difference)."""
     wrong = wrong_count(result.wrong_before, result.n), wrong_count(result.wrong_after, result.n)
+    change = f"{words.points(result.error_after - result.error_before)} (95% {words.change_interval(result.change)})"
+    shares = words.interval(result.wrong_before), words.interval(result.wrong_after)
     rows = [
-        ("Error (mean over classes)", words.percent(result.error_before), words.percent(result.error_after),
-         f"{words.points(result.error_after - result.error_before)} (95% {words.change_interval(result.change)})"),
+        ("Error (mean over classes)", words.percent(result.error_before), words.percent(result.error_after), change),
         ("Images misjudged", _of(wrong[0], result.n), _of(wrong[1], result.n), f"{result.fixed} repaired, {result.broken} newly wrong"),
-        ("Share misjudged, Wilson 95%", words.interval(result.wrong_before), words.interval(result.wrong_after), f"McNemar p {words.p_value(result.mcnemar_p)}"),
-    ]  # fmt: skip
+        ("Share misjudged, Wilson 95%", *shares, f"exact McNemar p {words.p_value(result.mcnemar_p)}"),
+    ]
     if result.auc_before is not None or result.auc_after is not None:
-        both = result.auc_before is not None and result.auc_after is not None
-        difference = f"{(result.auc_after or 0) - (result.auc_before or 0):+.3f}".replace("-", "\N{MINUS SIGN}") if both else ""
-        rows.append(("AUC", words.decimal(result.auc_before), words.decimal(result.auc_after), difference))
+        rows.append(
+            (
+                "AUC",
+                words.decimal(result.auc_before),
+                words.decimal(result.auc_after),
+                words.difference(result.auc_before, result.auc_after),
+            )
+        )
     if confused and confused.kappa_before is not None and confused.kappa_after is not None:
-        rows.append(("Agreement with the truth, kappa", words.decimal(confused.kappa_before, 2), words.decimal(confused.kappa_after, 2), ""))
+        kappas = words.decimal(confused.kappa_before, 2), words.decimal(confused.kappa_after, 2)
+        rows.append(("Agreement with the truth, kappa", *kappas, ""))
     return rows
 
 
@@ -154,7 +190,8 @@ def _matrix(confused: Confusion) -> list[dict[str, Any]]:
     rows = []
     for i, truth in enumerate(confused.classes):
         before, after = confused.before[i], confused.after[i]
-        cells = [{"before": b, "after": a, "right": i == j, "difference": a - b} for j, (b, a) in enumerate(zip(before, after, strict=True))]
+        pairs = enumerate(zip(before, after, strict=True))
+        cells = [{"before": b, "after": a, "right": i == j, "difference": a - b} for j, (b, a) in pairs]
         total = sum(before)
         missed = [words.percent(1 - row[i] / total) if total else "\N{EM DASH}" for row in (before, after)]
         rows.append({"truth": truth, "n": total, "cells": cells, "missed": missed})
@@ -172,7 +209,8 @@ def _pairs(confused: Confusion) -> list[tuple[str, str, int, int]]:
 
 
 def _card(row: Verdict) -> dict[str, Any]:
-    scores = None if row.score_before is None or row.score_after is None else f"{row.score_before:.2f} \N{RIGHTWARDS ARROW} {row.score_after:.2f}"
+    known = row.score_before is not None and row.score_after is not None
+    scores = f"{row.score_before:.2f} \N{RIGHTWARDS ARROW} {row.score_after:.2f}" if known else None
     return {
         "picture": thumbnail(row.image),
         "name": PurePath(row.image).name or row.image,
@@ -211,14 +249,12 @@ def set_view(result: SetResult, verdicts: Sequence[Verdict], classes: Sequence[s
         "matrix": _matrix(confused) if confused and fits else [],
         "pairs": _pairs(confused) if confused and not fits else [],
         "cards": [_card(row) for row in changed[:FLIPS_SHOWN]],
-        "flip_counts": [(FLIP_WORDS[kind], sum(row.flip == kind for row in changed)) for kind in FLIP_WORDS],
+        "flip_counts": [(word, times) for kind, word in FLIP_WORDS.items() if (times := sum(row.flip == kind for row in changed))],
         "rest": max(0, len(changed) - FLIPS_SHOWN),
         "listed": bool(own),
-        "groups": [
-            {"name": g.name, "n": g.n, "before": g.wrong_before, "after": g.wrong_after, "worse": g.wrong_after > g.wrong_before} for g in groups
-        ] if group_count < len(own) else [],
+        "groups": groups if group_count < len(own) else (),
         "group_count": group_count,
-    }  # fmt: skip
+    }
 
 
 def cost_rows(metrics: EditMetrics | None, cost: Mapping[str, Any] | None, device: Mapping[str, Any] | None) -> Rows:
@@ -226,7 +262,8 @@ def cost_rows(metrics: EditMetrics | None, cost: Mapping[str, Any] | None, devic
     rows: Rows = []
     if metrics:
         rows.append(("Edit on the server", f"{metrics.edit_seconds:.1f} s"))
-        rows.append(("Weights changed", f"{words.count(metrics.changed_count)} ({words.small_percent(metrics.changed_share)} of {words.count(metrics.total_weights)})"))
+        share = f"{words.small_percent(metrics.changed_share)} of {words.count(metrics.total_weights)}"
+        rows.append(("Weights changed", f"{words.count(metrics.changed_count)} ({share})"))
         rows.append(("Weights changed outside the declared places", words.count(metrics.outside_mask)))
     patch, encoder = number(cost, "patch_bytes"), number(cost, "encoder_bytes")
     if patch is not None:
@@ -251,7 +288,7 @@ def deployed_rows(delta: Delta, cost: Mapping[str, Any] | None, device: Mapping[
     if tolerance is not None:
         rows.append(("Tolerance of the probes", f"{tolerance:.3g}"))
     said = {True: "yes", False: "NO"}
-    for key, label in (("device_equals_server", "Device gives the server's weights and verdicts"), ("rollback_exact", "Undone exactly, bit for bit, in the trial")):
+    for key, label in _CONFIRMED.items():
         value = (device or {}).get(key)
         if isinstance(value, bool):
             rows.append((label, said[value]))

@@ -25,8 +25,12 @@ def number(source: Mapping[str, Any] | None, key: str) -> float | None:
 
 
 def _signed(value: float, digits: int) -> str:
-    text = f"{round(value, digits) + 0.0:+.{digits}f}"  # + 0.0 turns -0.0 into 0.0
-    return text.replace("-", _MINUS)
+    rounded = round(value, digits)
+    return f"{rounded:+.{digits}f}".replace("-", _MINUS) if rounded else f"{0:.{digits}f}"
+
+
+def _finite(value: Interval) -> bool:
+    return math.isfinite(value.low) and math.isfinite(value.high)
 
 
 def percent(value: float | None) -> str:
@@ -49,12 +53,21 @@ def points(value: float) -> str:
 
 def interval(value: Interval) -> str:
     """A 95 % interval of a share in percent."""
+    if not _finite(value):
+        return NONE
     return f"{100 * value.low:.1f} to {100 * value.high:.1f}{_SPACE}%"
 
 
 def change_interval(value: Interval) -> str:
     """A 95 % interval of a change in percentage points."""
+    if not _finite(value):
+        return NONE
     return f"{_signed(100 * value.low, 1)} to {_signed(100 * value.high, 1)}{_SPACE}pt"
+
+
+def quoted(text: str) -> str:
+    """A class name inside a sentence."""
+    return f"\N{LEFT DOUBLE QUOTATION MARK}{text}\N{RIGHT DOUBLE QUOTATION MARK}"
 
 
 def decimal(value: float | None, digits: int = 3) -> str:
@@ -62,8 +75,17 @@ def decimal(value: float | None, digits: int = 3) -> str:
     return NONE if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
 
+def difference(before: float | None, after: float | None) -> str:
+    """after - before of two plain numbers, with sign; empty when one of them is missing."""
+    if before is None or after is None or not math.isfinite(after - before):
+        return ""
+    return _signed(after - before, 3)
+
+
 def p_value(value: float) -> str:
     """A p-value."""
+    if not math.isfinite(value):
+        return NONE
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 

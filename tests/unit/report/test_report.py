@@ -1,0 +1,304 @@
+"""The page: self-contained, well formed, escaped, small, and its figures are the Delta's."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeedit.delta import Delta
+from edgeedit.errors import InputError
+from edgeedit.metrics import metrics_from_json
+from edgeedit.report.html import render_report, save_report
+from edgeedit.report.words import change_interval, interval, percent, points
+
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+_LAYOUT = "html head meta title style body main header section div figure figcaption img table caption thead tbody tr th td"
+_TEXT = "strong b span p ul li dl dt dd h1 h2 h3 code"
+ALLOWED = {*_LAYOUT.split(), *_TEXT.split()}
+HOSTILE = "\"><script>alert('x')</script><img src=x onerror=alert(1)>{{ 7*7 }} http://evil.example/"
+COST = {"patch_bytes": 412_345, "encoder_bytes": 88_412_345, "signers": ["3f9ac0d1"], "probe_tolerance": 0.00012}
+DEVICE = {
+    "prepare_ms": 412.0,
+    "swap_ms": 3.42,
+    "probe_ms": 88.1,
+    "rebuild_default_ms": 1530.0,
+    "rebuild_noprepack_ms": 640.0,
+    "frames_served": 512,
+    "frames_lost": 0,
+    "frames_torn": 0,
+    "device_equals_server": True,
+    "rollback_exact": True,
+    "max_output_difference": 2.1e-6,
+}
+
+
+class Page(HTMLParser):
+    """Parses strictly: every element is closed in order; keeps text, attributes and the cards in their order."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.stack: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.text: list[str] = []
+        self.feed(source)
+        self.close()
+        assert self.stack == [], self.stack
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, key, value or "") for key, value in attrs]
+        assert tag in ALLOWED, tag
+        if tag not in VOID:
+            self.stack.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.stack and self.stack.pop() == tag, tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+    @property
+    def words(self) -> str:
+        return " ".join(" ".join(self.text).split())
+
+    @property
+    def cards(self) -> list[str]:
+        return [value.split()[1] for tag, key, value in self.attributes if tag == "figure" and key == "class" and value.startswith("card ")]
+
+
+def check_self_contained(source: str) -> Page:
+    page = Page(source)
+    for tag, key, value in page.attributes:
+        assert not key.startswith("on"), (tag, key)
+        if key in {"src", "href", "action", "srcset", "data"}:
+            assert value.startswith("data:image/"), (tag, key, value[:60])
+    style = source[source.index("<style>") : source.index("</style>")]
+    assert "url(" not in style
+    assert "@import" not in style
+    assert "<script" not in source.lower()
+    return page
+
+
+def with_info(delta: Delta, **changes: Any) -> Delta:
+    return replace(delta, info={**delta.info, **changes})
+
+
+def with_metrics(delta: Delta, **changes: Any) -> Delta:
+    return with_info(delta, metrics={**delta.info["metrics"], **changes})
+
+
+def test_page_is_self_contained_well_formed_and_the_same_every_time(delta: Delta) -> None:
+    source = render_report(delta, cost=COST, device=DEVICE)
+    page = check_self_contained(source)
+    assert source == render_report(delta, cost=COST, device=DEVICE)
+    blocks = (
+        "Error and retention",
+        "Confusion",
+        "Verdicts that changed",
+        "Worst groups",
+        "Cost",
+        "Where the encoder was edited",
+        "As deployed",
+    )
+    for heading in (*blocks, "Not tested", "Undo", "Provenance", "Licence notes", "edgeedit rollback --store DIR", "Undecided"):
+        assert heading in page.words, heading
+    assert "@page" in source
+    assert "@media print" in source
+
+
+def test_figures_are_those_of_the_metrics(delta: Delta) -> None:
+    words = Page(render_report(delta, cost=COST, device=DEVICE)).words
+    metrics = metrics_from_json(delta.info["metrics"])
+    assert metrics.control is not None
+    for row in (metrics.target, metrics.control):
+        expected = [
+            percent(row.error_before),
+            percent(row.error_after),
+            points(row.error_after - row.error_before),
+            change_interval(row.change),
+        ]
+        expected += [
+            interval(row.wrong_before),
+            interval(row.wrong_after),
+            f"{row.fixed} repaired, {row.broken} newly wrong",
+            "0.713",
+            "0.934",
+        ]
+        for text in expected:
+            assert " ".join(text.split()) in words, text
+    for text in (
+        "43.3 %",
+        "11.7 %",
+        "26 of 60",
+        "7 of 60",
+        "5 of 80",
+        "6 of 80",
+        "exact McNemar p 0.012",
+        "at most 2.0 points",
+        "41.3 s",
+        "81 234",
+    ):
+        assert text in words, text
+    for text in ("412 kB", "412 345 bytes", "88.4 MB", "3.42 ms", "1530 ms", "512", "41.2 %", "0.00012", "3f9ac0d1", "ab" * 32, "2.1e-06"):
+        assert text in words, text
+    assert delta.info["metrics"]["gate"]["reasons"][0] in words
+
+
+def test_confusion_and_kappa_follow_from_the_verdicts(delta: Delta) -> None:
+    words = Page(render_report(delta)).words
+    # 60 target images, 30 per class, 13 wrong each before; after: 20 repaired evenly, 1 defective one broken.
+    for text in ("17 → 27", "13 → 3", "13 → 4", "17 → 26", "43.3 % → 10.0 %", "43.3 % → 13.3 %"):
+        assert text in words, text
+    assert re.search(r"kappa 0\.13 0\.77", words)
+
+
+def test_every_flip_is_listed_bad_ones_first(delta: Delta) -> None:
+    source = render_report(delta)
+    cards = Page(source).cards[3:]  # the first three are the examples of page 1
+    assert cards == ["broken"] + ["fixed"] * 20 + ["broken"] * 2 + ["fixed"]
+    listed = source[source.index("Verdicts that changed") :]
+    for row in delta.info["verdicts"]:
+        assert (Path(row["image"]).name in listed) == (row["before"] != row["after"]), row["image"]
+    assert "control-078.png</div>" in listed  # a missing picture shows its name
+
+
+def test_flips_are_capped_with_the_rest_counted_and_the_page_stays_small(delta: Delta) -> None:
+    rows = [row for row in delta.info["verdicts"] if row["set"] == "target"]
+    flipped = [
+        {**row, "set": name, "before": "defective", "after": "intact", "label": "intact"}
+        for name in ("target", "control", "unrelated")
+        for row in rows
+    ]
+    flipped[50]["label"] = "defective"
+    source = render_report(with_info(delta, verdicts=flipped), cost=COST, device=DEVICE)
+    page = check_self_contained(source)
+    assert page.cards[3:27] == ["broken"] + ["fixed"] * 23
+    assert page.words.count("36 more changed verdicts") == 3
+    assert source.count("data:image/jpeg;base64,") == 3 + 3 * 24
+    assert len(source.encode()) < 5_000_000
+
+
+def test_hostile_names_and_labels_stay_text(delta: Delta) -> None:
+    rows = [
+        {**row, "image": HOSTILE, "group": HOSTILE, "label": row["label"] + HOSTILE, "after": row["after"] + HOSTILE}
+        for row in delta.info["verdicts"]
+    ]
+    gate = {"verdict": HOSTILE, "reasons": [HOSTILE], "limit": 0.02}
+    tensors = (replace(delta.tensors[0], name=HOSTILE),)
+    info = {
+        **delta.info,
+        "verdicts": rows,
+        "licence_notes": [HOSTILE],
+        "method": {HOSTILE: HOSTILE},
+        "versions": {"a": HOSTILE},
+        "seed": HOSTILE,
+    }
+    info |= {
+        "metrics": {**info["metrics"], "gate": gate},
+        "survival": {HOSTILE: 0.5},
+        "encoder": {"precision": HOSTILE, "source_digest": HOSTILE},
+    }
+    source = render_report(Delta(tensors, info), cost={"signers": [HOSTILE]}, device={HOSTILE: HOSTILE})
+    page = check_self_contained(source)
+    assert html.escape("<script>alert") in source
+    assert "<script>alert('x')</script>" in page.words
+    assert "{{ 7*7 }}" in page.words
+    assert ">49<" not in source
+
+
+@pytest.mark.parametrize("info", [{}, {"metrics": None, "verdicts": None, "locality": None, "reader": None, "survival": {}}])
+def test_a_delta_that_was_never_judged_says_so(delta: Delta, info: dict[str, Any]) -> None:
+    page = check_self_contained(render_report(Delta(delta.tensors, info), cost=None, device=None))
+    assert "Not judged" in page.words
+    assert "Nothing was judged on held-out images." in page.words
+
+
+def test_only_a_target_and_no_verdicts(delta: Delta) -> None:
+    target = {**delta.info["metrics"]["target"], "auc_before": None, "auc_after": None}
+    gate = {"verdict": "pass", "reasons": [], "limit": 0.02}
+    bare = Delta(delta.tensors, {"metrics": {**delta.info["metrics"], "target": target, "control": None, "unrelated": None, "gate": gate}})
+    page = check_self_contained(render_report(bare, cost=None, device=None))
+    assert "AUC" not in page.words
+    assert "26 of 60" in page.words  # read back from the Wilson interval
+    assert page.words.count("not tested") == 2
+    assert "No control images were held out" in page.words
+    assert "The verdicts of this set were not stored." in page.words
+
+
+def test_nan_is_never_printed_as_a_figure(delta: Delta, tmp_path: Path) -> None:
+    nan = float("nan")
+    target = {**delta.info["metrics"]["target"], "auc_before": nan, "auc_after": nan, "change": {"low": nan, "high": nan}}
+    save_report(with_metrics(delta, target=target), tmp_path / "r.html", cost={"patch_bytes": float("nan")}, device={"swap_ms": None})
+    assert not re.search(r"\bnan\b", Page((tmp_path / "r.html").read_text("utf-8")).words.lower())
+    assert json.loads((tmp_path / "report.json").read_text("utf-8"))["metrics"]["target"]["auc_before"] is None
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"device_equals_server": False}, "did not give the server's weights"),
+        ({"rollback_exact": False}, "did not bring"),
+        ({"frames_torn": 2}, "2 frames were"),
+    ],
+)
+def test_a_failed_device_check_stands_on_page_one(delta: Delta, change: dict[str, Any], text: str) -> None:
+    words = Page(render_report(delta, device={**DEVICE, **change})).words
+    assert words.index("Do not release") < words.index(text) < words.index("What was wrong")
+    assert "Do not release" not in Page(render_report(delta, device=DEVICE)).words
+
+
+def test_a_passed_gate_shows_what_carried_it_and_a_failed_one_its_reason(delta: Delta) -> None:
+    passed = Page(render_report(with_metrics(delta, gate={"verdict": "pass", "reasons": [], "limit": 0.02}))).words
+    assert "target error 43.3 % → 11.7 %; 95% interval of the change" in passed
+    failed = Page(render_report(with_metrics(delta, gate={"verdict": "fail", "reasons": ["control error rose"], "limit": 0.02}))).words
+    assert "This repair must not be released." in failed
+    assert "control error rose" in failed
+
+
+def test_many_classes_become_a_list_of_mistakes(delta: Delta) -> None:
+    rows = [
+        {**row, "label": f"kind {i % 12}", "before": f"kind {i % 12}", "after": f"kind {(i + (i < 4)) % 12}"}
+        for i, row in enumerate(delta.info["verdicts"])
+    ]
+    words = Page(render_report(with_info(delta, verdicts=rows))).words
+    assert "12 classes: the most frequent mistakes only" in words
+    assert "kind 1 kind 2 0 1" in words
+
+
+def test_broken_pictures_show_their_name(delta: Delta, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"\x89PNG\r\n\x1a\n" + b"\0" * 40)
+    rows = [{**row, "image": str(bad) if i % 2 else "nul\0.png"} for i, row in enumerate(delta.info["verdicts"])]
+    source = render_report(with_info(delta, verdicts=rows))
+    assert "data:image/jpeg" not in source
+    assert ">bad.png</div>" in source
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"verdicts": [{"set": "target"}]}, {"verdicts": [7]}, {"metrics": {"target": 3}}, {"locality": {"blocks": [{"block": 0}]}}],
+)
+def test_malformed_info_is_an_input_error(delta: Delta, tmp_path: Path, change: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="cannot report"):
+        save_report(with_info(delta, **change), tmp_path / "r.html")
+    assert not list(tmp_path.glob("r.html")) + list(tmp_path.glob("report.json"))
+
+
+def test_save_writes_the_summary_beside_the_page(delta: Delta, tmp_path: Path) -> None:
+    save_report(delta, tmp_path / "fix.html", cost=COST, device=DEVICE)
+    value = json.loads((tmp_path / "report.json").read_text("utf-8"))
+    assert (tmp_path / "fix.html").read_text("utf-8") == render_report(delta, cost=COST, device=DEVICE)
+    assert value["schema_version"] == 1
+    assert value["verdict"] == "undecided"
+    assert value["metrics"] == json.loads(json.dumps(delta.info["metrics"]))
+    assert value["cost"] == COST
+    assert value["device"] == DEVICE
+    assert [row["flip"] for row in value["sets"]["control"]["flips"]] == ["broken", "broken", "fixed"]
+    assert value["sets"]["target"]["misjudged_before"] == 26
+    assert not list(tmp_path.glob(".*"))
