@@ -9,6 +9,7 @@ CONSTRAINTS := -c requirements/constraints.txt
 PY310 ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.10*/bin/python3) $(shell command -v python3.10 2>/dev/null))
 PY313 ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.13*/bin/python3) $(shell command -v python3.13 2>/dev/null))
 DEVICE_TESTS := tests/unit/ground tests/unit/codec tests/unit/patch tests/unit/device tests/trust tests/golden tests/property
+WHEEL_TESTS := tests/unit/ground tests/unit/codec tests/unit/patch tests/unit/device tests/unit/report tests/cli tests/arch
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: demo demo-seeds test install lint types contracts native wheel test-wheel test-pythons test-deps pytest clean
@@ -66,7 +67,8 @@ test-wheel: wheel
 	$(PYTHON) -m venv .venv-wheel && .venv-wheel/bin/pip install -q --no-deps build/dist/edgeedit-*.whl
 	@# The libraries come from the development environment; a nested .pth is not read, so its editable edgeedit stays out.
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_paths()['purelib'])" > .venv-wheel/lib/$$(ls .venv-wheel/lib)/site-packages/libraries.pth
-	.venv-wheel/bin/python -m pytest -q -p no:cacheprovider tests/unit/ground tests/unit/codec tests/unit/patch tests/unit/device tests/unit/report tests/cli tests/arch
+	@# Started elsewhere, so that the source tree does not shadow the wheel.
+	cd / && $(CURDIR)/.venv-wheel/bin/python -m pytest -q -p no:cacheprovider -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) $(addprefix $(CURDIR)/,$(WHEEL_TESTS))
 
 test-pythons: $(VENV)/.installed
 	@if [ -n "$(PY310)" ]; then sh tests/support/other_python.sh "$(PY310)" .venv-py310 onnxruntime==1.23.2 "$(DEVICE_TESTS)"; else echo "no Python 3.10 here: device suite not run on it"; fi

@@ -46,17 +46,28 @@ def row(encoder: Encoder, name: str, method: Lorsu, seeds: list[int]) -> dict[st
     start = time.perf_counter()
     for seed in seeds:
         data = development_scenario(seed)
-        readers = [fit_linear(features(encoder, load_pixels(s, encoder.preprocess)), s.labels, s.classes) for s in (data.reader_train, small(data.unrelated_train, 500))]
+        readers = [
+            fit_linear(features(encoder, load_pixels(s, encoder.preprocess)), s.labels, s.classes)
+            for s in (data.reader_train, small(data.unrelated_train, 500))
+        ]
         held = HeldOut(data.target_heldout, data.control_heldout, small(data.unrelated_heldout, 200), readers[1])
-        metrics = edit(encoder, data.shots, data.control, readers[0], method=method, precision="float32", heldout=held, seed=seed, limit=0.02).metrics
+        metrics = edit(
+            encoder, data.shots, data.control, readers[0], method=method, precision="float32", heldout=held, seed=seed, limit=0.02
+        ).metrics
         if metrics.control is None or metrics.unrelated is None:
             raise SystemExit("expected control and unrelated results")
         changes = [m.error_after - m.error_before for m in (metrics.control, metrics.unrelated)]
-        found.append([metrics.target.error_before, metrics.target.error_after, metrics.target.auc_before, metrics.target.auc_after, *changes])
+        found.append(
+            [metrics.target.error_before, metrics.target.error_after, metrics.target.auc_before, metrics.target.auc_after, *changes]
+        )
     mean = np.mean(np.array(found, dtype=float), axis=0)
     keys = ("target_before", "target_after", "auc_before", "auc_after", "control_change", "unrelated_change")
     values = dict(zip(keys, (round(float(v), 4) for v in mean), strict=True))
-    print(f"{name:20} target {mean[0]:.3f} -> {mean[1]:.3f}  AUC {mean[2]:.3f} -> {mean[3]:.3f}  control {mean[4]:+.3f}  unrelated {mean[5]:+.3f}", flush=True)
+    print(
+        f"{name:20} target {mean[0]:.3f} -> {mean[1]:.3f}  AUC {mean[2]:.3f} -> {mean[3]:.3f}  "
+        f"control {mean[4]:+.3f}  unrelated {mean[5]:+.3f}",
+        flush=True,
+    )
     return {"name": name, "method": asdict(method), "seeds": seeds, "seconds": round(time.perf_counter() - start, 1), **values}
 
 
@@ -74,7 +85,9 @@ def main() -> None:
     rows = [row(encoder, name, chosen[name], [100] if options.quick else [int(n) for n in options.seeds.split(",")]) for name in names]
     if options.json:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-        options.json.write_text(json.dumps({"machine": platform.processor() or platform.machine(), "commit": commit, "rows": rows, "goals": []}, indent=1))
+        options.json.write_text(
+            json.dumps({"machine": platform.processor() or platform.machine(), "commit": commit, "rows": rows, "goals": []}, indent=1)
+        )
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def digest_bytes(data: bytes | memoryview) -> str:
 def digest_array(array: np.ndarray[Any, Any]) -> str:
     """SHA-256 of the C-order little-endian bytes of an array."""
     little = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
-    return hashlib.sha256(memoryview(little).cast("B") if little.size else b"").hexdigest()
+    return hashlib.sha256(little.data).hexdigest()
 
 
 def digest_file(path: Path) -> str:

@@ -54,7 +54,9 @@ def copy_file(source: Path, target: Path) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temp.unlink()
-        raise RefusedError(f"cannot copy {source} to {target}: {error.strerror or error}", hint="free disk space or check the source") from error
+        raise RefusedError(
+            f"cannot copy {source} to {target}: {error.strerror or error}", hint="free disk space or check the source"
+        ) from error
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -61,7 +61,11 @@ def status(store: Path, as_json: bool) -> None:
 
     value = status_of(store)
     head = value["head"]
-    lines = [f"head       generation {head['id']} ({head['state']})", f"runs       {head['result']}", f"trial      {value['trial'] or 'none'}"]
+    lines = [
+        f"head       generation {head['id']} ({head['state']})",
+        f"runs       {head['result']}",
+        f"trial      {value['trial'] or 'none'}",
+    ]
     lines += [f"  {event['time']}  generation {event['generation']}  {event['event']}  {event['reason']}" for event in value["history"]]
     emit(value, "\n".join(lines), as_json=as_json)
 

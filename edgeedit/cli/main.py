@@ -95,7 +95,7 @@ def run(arguments: Sequence[str]) -> int:
         missing.exit_code = 6
         _report(missing, as_json)
         return 6
-    except Exception as error:  # noqa: BLE001 - the one place that may catch everything: the command line's edge
+    except Exception as error:
         if os.environ.get("EDGEEDIT_DEBUG"):
             raise
         _report(EdgeEditError(f"unexpected {type(error).__name__}: {error}", hint="set EDGEEDIT_DEBUG=1 and report the trace"), as_json)

@@ -8,7 +8,9 @@ import click
 
 from edgeedit.cli.output import emit, json_option
 
-_TRUST = click.option("--trust", "trust", multiple=True, required=True, type=click.Path(path_type=Path), help="Trusted public key or folder of keys.")
+_TRUST = click.option(
+    "--trust", "trust", multiple=True, required=True, type=click.Path(path_type=Path), help="Trusted public key or folder of keys."
+)
 
 
 @click.group()
@@ -25,7 +27,11 @@ def keys_new(private: Path, as_json: bool) -> None:
 
     public = private.with_suffix(".pub")
     key_id = new_key(private, public)
-    emit({"key_id": key_id, "private": str(private), "public": str(public)}, f"key {key_id}\nprivate {private}\npublic  {public}", as_json=as_json)
+    emit(
+        {"key_id": key_id, "private": str(private), "public": str(public)},
+        f"key {key_id}\nprivate {private}\npublic  {public}",
+        as_json=as_json,
+    )
 
 
 @click.command()

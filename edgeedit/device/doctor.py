@@ -73,7 +73,10 @@ def _store(path: Path) -> list[Check]:
             keys = len(store.trust)
             verify_bundle(store.bundle)
             head = store.head()
-        checks = [Check("keys", "OK", f"{keys} trusted", ""), Check("bundle", "OK", f"verified, {head.result[:12]} runs as generation {head.id}", "")]
+        checks = [
+            Check("keys", "OK", f"{keys} trusted", ""),
+            Check("bundle", "OK", f"verified, {head.result[:12]} runs as generation {head.id}", ""),
+        ]
         with Runtime(path, poll_seconds=0) as runtime:
             count = sum(t.editable for t in runtime.bundle.tensor_map.tensors)
         return [*checks, Check("engine", "OK", f"{count} patchable tensors are live", "")]

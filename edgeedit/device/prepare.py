@@ -51,7 +51,9 @@ def check_memory(need: int) -> None:
     """Raise RefusedError (exit 6) unless `need` bytes and a reserve are free."""
     free = available_memory()
     if free is not None and free < need + RESERVE:
-        raise RefusedError(f"memory is short: expected {need + RESERVE} bytes free, got {free}", hint="stop other programs or use a smaller patch")
+        raise RefusedError(
+            f"memory is short: expected {need + RESERVE} bytes free, got {free}", hint="stop other programs or use a smaller patch"
+        )
 
 
 def prepare(patch: Patch, current: Mapping[str, Array], digests: Mapping[str, TensorDigest]) -> Prepared:

@@ -205,5 +205,3 @@ class Runtime:
 
 def _since(start: float) -> float:
     return (time.perf_counter() - start) * 1e3
-
-

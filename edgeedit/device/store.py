@@ -81,7 +81,9 @@ class Store:
             temp.rename(path)
             fsync_dir(path.parent)
         except OSError as error:
-            raise RefusedError(f"cannot provision {path}: {error.strerror or error}", hint="free disk space or choose another place") from error
+            raise RefusedError(
+                f"cannot provision {path}: {error.strerror or error}", hint="free disk space or choose another place"
+            ) from error
         finally:
             shutil.rmtree(temp, ignore_errors=True)
         return cls.open(path)
@@ -152,7 +154,9 @@ class Store:
         try:
             data = (self.path / OBJECTS / f"{digest}.eep").read_bytes()
         except OSError as error:
-            raise IntegrityError(f"patch object {digest[:12]} cannot be read: {error.strerror}", hint="roll back, or stage the patch again") from error
+            raise IntegrityError(
+                f"patch object {digest[:12]} cannot be read: {error.strerror}", hint="roll back, or stage the patch again"
+            ) from error
         return read_unverified(data).verify(self.trust)
 
     def stage(self, data: bytes) -> Generation:
@@ -193,7 +197,8 @@ class Store:
         manifest = patch.manifest
         if manifest.recipe != self.bundle.recipe or manifest.precision != self.bundle.precision:
             raise MismatchError(
-                f"patch is for another model: expected {self.bundle.recipe} {self.bundle.precision}, got {manifest.recipe} {manifest.precision}",
+                f"patch is for another model: expected {self.bundle.recipe} {self.bundle.precision}, "
+                f"got {manifest.recipe} {manifest.precision}",
                 hint="pack it for this bundle",
             )
         if manifest.parent != head.result:
@@ -202,7 +207,9 @@ class Store:
                 hint="apply the patches in their order, or pack it on this generation",
             )
         if trial is not None:
-            raise RefusedError(f"another patch is on trial: generation {trial.id} is {trial.state}", hint="wait until it is confirmed or reverted")
+            raise RefusedError(
+                f"another patch is on trial: generation {trial.id} is {trial.state}", hint="wait until it is confirmed or reverted"
+            )
         if len(self.chain(head.id)) >= MAX_CHAIN:
             raise RefusedError(f"chain is full: expected at most {MAX_CHAIN} patches", hint="squash the chain on the server")
         known = self.bundle.tensor_map.by_name()
@@ -218,7 +225,9 @@ class Store:
         with self._connect(write=True) as db:
             row = db.execute("SELECT state, attempts, owner, claimed FROM generation WHERE id = ?", (number,)).fetchone()
             state, attempts, holder, claimed = row
-            if state not in ("staged", "trying") or (holder not in ("", owner) and _alive(holder) and time.time() - claimed < CLAIM_SECONDS):
+            if state not in ("staged", "trying") or (
+                holder not in ("", owner) and _alive(holder) and time.time() - claimed < CLAIM_SECONDS
+            ):
                 return False
             if attempts >= MAX_TRIAL_ATTEMPTS:
                 _set(db, number, "reverted", f"{attempts} attempts without an end")
@@ -287,7 +296,7 @@ _FIELDS = "id, parent, patch, result, state, attempts, reason"
 
 
 def _get(db: sqlite3.Connection, number: int) -> Generation:
-    row = db.execute(f"SELECT {_FIELDS} FROM generation WHERE id = ?", (number,)).fetchone()
+    row = db.execute(f"SELECT {_FIELDS} FROM generation WHERE id = ?", (number,)).fetchone()  # noqa: S608 - constant column names
     if row is None:
         raise InputError(f"no such generation: got {number}")
     return Generation(*row)
@@ -298,7 +307,7 @@ def _head(db: sqlite3.Connection) -> Generation:
 
 
 def _trial(db: sqlite3.Connection) -> Generation | None:
-    row = db.execute(f"SELECT {_FIELDS} FROM generation WHERE state IN ('staged', 'trying') ORDER BY id LIMIT 1").fetchone()
+    row = db.execute(f"SELECT {_FIELDS} FROM generation WHERE state IN ('staged', 'trying') ORDER BY id LIMIT 1").fetchone()  # noqa: S608 - constant column names
     return None if row is None else Generation(*row)
 
 
@@ -313,7 +322,7 @@ def _event(db: sqlite3.Connection, number: int, event: str, reason: str) -> None
 
 def _alive(owner: str) -> bool:
     try:
-        os.kill(int(owner.split("-")[0]), 0)
+        os.kill(int(owner.partition("-")[0]), 0)
     except ProcessLookupError:
         return False
     except (PermissionError, ValueError):

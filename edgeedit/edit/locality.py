@@ -69,6 +69,6 @@ def choose(encoder: Encoder, gradients: Mapping[str, Array], share: float, heads
         best = np.sort(np.argsort(-scores[block], kind="stable")[: min(heads, encoder.heads)])
         chosen[block, best] = True
         if best.size:
-            rows = np.concatenate([np.arange(encoder.head_rows(h).start, encoder.head_rows(h).stop) for h in best]).astype(np.int64)
-            taken.update({name: rows for name in encoder.qkv_names(block)})
+            own = np.concatenate([np.arange(encoder.head_rows(h).start, encoder.head_rows(h).stop) for h in best]).astype(np.int64)
+            taken.update(dict.fromkeys(encoder.qkv_names(block), own))
     return Locality(entries, taken, scores, chosen)

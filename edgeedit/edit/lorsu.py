@@ -14,7 +14,8 @@ from edgeedit.errors import InputError
 class Lorsu:
     """`share` of first-FFN entries per block; `heads` per block whose q, k, v rows take rank-`rank` updates; learning
     rates; `steps` optimiser steps of `batch` shots and `batch` control images; weights of feature distillation and of
-    KL through the frozen reader; `patterns` synthetic images per step that are only distilled; `bits` of the integer form (step = rms of the delta x 2^(2-bits))."""
+    KL through the frozen reader; `patterns` synthetic images per step that are only distilled; `bits` of the
+    integer form (step = rms of the delta x 2^(2-bits))."""
 
     share: float = 0.1
     heads: int = 2
@@ -29,5 +30,6 @@ class Lorsu:
     patterns: int = 8
 
     def __post_init__(self) -> None:
-        if not (0 < self.share <= 1 and self.heads >= 0 and 1 <= self.rank <= 1024 and self.steps >= 1 and self.batch >= 1 and 2 <= self.bits <= 8):
+        sizes = self.heads >= 0 and 1 <= self.rank <= 1024 and self.steps >= 1 and self.batch >= 1 and self.patterns >= 0
+        if not (0 < self.share <= 1 and sizes and 2 <= self.bits <= 8):
             raise InputError(f"method settings are out of range: got {self}", hint="share in (0, 1], heads >= 0, rank 1..1024, bits 2..8")

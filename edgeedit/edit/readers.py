@@ -67,8 +67,12 @@ def _standard(features: Array, labels: Array, classes: tuple[str, ...]) -> tuple
         raise InputError("features are not usable: expected finite numbers", hint="check the images and the encoder")
     missing = sorted(set(range(len(classes))) - set(labels.tolist()))
     if missing or len(classes) < 2:
-        raise InputError(f"a class is missing: expected at least one image of each of {list(classes)}, got none of {[classes[m] for m in missing]}")
-    return features.mean(axis=0, dtype=np.float64).astype(np.float32), np.maximum(features.std(axis=0, dtype=np.float64), 1e-6).astype(np.float32)
+        raise InputError(
+            f"a class is missing: expected at least one image of each of {list(classes)}, got none of {[classes[m] for m in missing]}"
+        )
+    return features.mean(axis=0, dtype=np.float64).astype(np.float32), np.maximum(features.std(axis=0, dtype=np.float64), 1e-6).astype(
+        np.float32
+    )
 
 
 def fit_linear(features: Array, labels: Array, classes: tuple[str, ...]) -> Reader:
@@ -96,8 +100,8 @@ def fit_prototypes(features: Array, labels: Array, classes: tuple[str, ...]) -> 
 def save_reader(reader: Reader, path: Path) -> None:
     """Write an .npz without pickle, durably."""
     buffer = io.BytesIO()
-    texts = {"kind": np.array(reader.kind), "classes": np.array(reader.classes)}
-    np.savez(buffer, mean=reader.mean, std=reader.std, weight=reader.weight, bias=reader.bias, **texts)
+    kind, classes = np.array(reader.kind), np.array(reader.classes)
+    np.savez(buffer, mean=reader.mean, std=reader.std, weight=reader.weight, bias=reader.bias, kind=kind, classes=classes)
     replace_file(path, buffer.getvalue())
 
 

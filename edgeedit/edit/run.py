@@ -161,7 +161,15 @@ def edit(
     results, before, after, rows = _evaluate(base, edited, reader, heldout, progress)
     gate = decide(results["target"], results.get("control"), results.get("unrelated"), limit)
     metrics = EditMetrics(
-        results["target"], results.get("control"), results.get("unrelated"), gate, seconds, census.changed, census.changed / census.total, census.outside, census.total
+        results["target"],
+        results.get("control"),
+        results.get("unrelated"),
+        gate,
+        seconds,
+        census.changed,
+        census.changed / census.total,
+        census.outside,
+        census.total,
     )
     info = {
         **_provenance(base, encoder, shots, control, reader, method, precision, seed),
@@ -177,7 +185,11 @@ def edit(
 def _evaluate(
     base: Encoder, edited: Encoder, reader: Reader, heldout: HeldOut, progress: Progress | None
 ) -> tuple[dict[str, SetResult], dict[str, Array], dict[str, Array], list[dict[str, Any]]]:
-    sets = [("target", heldout.target, reader), ("control", heldout.control, reader), ("unrelated", heldout.unrelated, heldout.unrelated_reader)]
+    sets = [
+        ("target", heldout.target, reader),
+        ("control", heldout.control, reader),
+        ("unrelated", heldout.unrelated, heldout.unrelated_reader),
+    ]
     results: dict[str, SetResult] = {}
     before: dict[str, Array] = {}
     after: dict[str, Array] = {}
@@ -237,7 +249,12 @@ def _provenance(
         "control": {"digest": control.digest, "n": len(control.paths)},
         "method": {"name": "lorsu", **asdict(method)},
         "seed": seed,
-        "versions": {"edgeedit": __version__, "torch": str(torch.__version__), "numpy": np.__version__, "python": platform.python_version()},
+        "versions": {
+            "edgeedit": __version__,
+            "torch": str(torch.__version__),
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
     }
 
 

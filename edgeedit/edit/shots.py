@@ -57,7 +57,9 @@ def load_shots(path: Path) -> Shots:
     elif path.suffix == ".jsonl":
         shots = _from_jsonl(path)
     else:
-        raise InputError(f"cannot read {path}: expected a folder or a .jsonl file", hint="one folder per class, or lines with image and label")
+        raise InputError(
+            f"cannot read {path}: expected a folder or a .jsonl file", hint="one folder per class, or lines with image and label"
+        )
     for image in shots.paths:
         open_image(image)
     return shots
@@ -107,10 +109,7 @@ def _row(path: Path, number: int, line: str) -> tuple[Path, str | None, str]:
     try:
         value = json.loads(line)
         image = path.parent / value["image"]
-        if "question" in value:
-            label = f"{value['question']} {value['answer']}"
-        else:
-            label = value.get("label")
+        label = f"{value['question']} {value['answer']}" if "question" in value else value.get("label")
         return image, None if label is None else str(label), str(value.get("group", Path(value["image"]).stem))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"cannot read line {number} of {path}: expected image and label, got {error!r}") from error
@@ -123,7 +122,9 @@ def open_image(path: Path) -> Any:
     try:
         with Image.open(path) as picture:
             if picture.width * picture.height > MAX_IMAGE_PIXELS:
-                raise InputError(f"image {path} is too large: expected at most {MAX_IMAGE_PIXELS} pixels, got {picture.width}x{picture.height}")
+                raise InputError(
+                    f"image {path} is too large: expected at most {MAX_IMAGE_PIXELS} pixels, got {picture.width}x{picture.height}"
+                )
             return picture.convert("RGB")
     except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"cannot read image {path}: expected a picture, got {error}", hint="remove or replace the file") from error
@@ -159,7 +160,9 @@ def split_by_group(shots: Shots, share: float, seed: int) -> tuple[Shots, Shots]
         missing = sorted(set(shots.labels.tolist()) - set(shots.labels[rows].tolist()))
         if missing:
             name = shots.classes[missing[0]] if shots.classes else "unlabelled images"
-            raise InputError(f"split is impossible: expected {name} on both sides, got too few groups of it", hint="give more images or groups")
+            raise InputError(
+                f"split is impossible: expected {name} on both sides, got too few groups of it", hint="give more images or groups"
+            )
     first_half, second_half = (_subset(shots, rows) for rows in sides)
     return first_half, second_half
 

@@ -97,7 +97,13 @@ def _batches(count: int, size: int, steps: int, generator: torch.Generator) -> l
 
 
 def train(
-    encoder: Encoder, locality: Locality, data: TrainData, reader: Reader, method: Lorsu, seed: int, progress: Callable[[int, int, str], None] | None
+    encoder: Encoder,
+    locality: Locality,
+    data: TrainData,
+    reader: Reader,
+    method: Lorsu,
+    seed: int,
+    progress: Callable[[int, int, str], None] | None,
 ) -> Selection:
     """Train the chosen values; returns them.  Loss: cross-entropy of the frozen reader on shots, feature distillation
     (mean squared, in units of the reader's feature spread) and KL to the base's verdicts on control images."""
@@ -113,7 +119,11 @@ def train(
     patterns = torch.from_numpy(synthetic_pixels(encoder.preprocess, PATTERNS, seed))
     pattern_features = _base_features(encoder, patterns)
     pattern_spread = pattern_features.std(dim=0).clamp_min(1e-6)
-    seen = _batches(PATTERNS, method.patterns, method.steps, generator) if method.patterns else [torch.empty(0, dtype=torch.int64)] * method.steps
+    seen = (
+        _batches(PATTERNS, method.patterns, method.steps, generator)
+        if method.patterns
+        else [torch.empty(0, dtype=torch.int64)] * method.steps
+    )
     for step in range(method.steps):
         for group, lr in zip(optimiser.param_groups, peak, strict=True):
             group["lr"] = lr * _schedule(step, method.steps)
@@ -126,7 +136,7 @@ def train(
         if method.patterns:
             loss = loss + method.distill * (((features[end:] - pattern_features[seen[step]]) / pattern_spread) ** 2).mean()
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
         if progress is not None:
             progress(step + 1, method.steps, f"training, loss {float(loss):.3f}")
@@ -144,7 +154,13 @@ def _base_features(encoder: Encoder, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def _loss(
-    shots: torch.Tensor, control: torch.Tensor, labels: torch.Tensor, base: torch.Tensor, reader: Reader, method: Lorsu, spread: torch.Tensor
+    shots: torch.Tensor,
+    control: torch.Tensor,
+    labels: torch.Tensor,
+    base: torch.Tensor,
+    reader: Reader,
+    method: Lorsu,
+    spread: torch.Tensor,
 ) -> torch.Tensor:
     target = nn.functional.cross_entropy(reader.logits(shots), labels)
     distill = (((control - base) / spread) ** 2).mean()

@@ -49,7 +49,8 @@ class Encoder(nn.Module):
             tokens = found.last_hidden_state
             return torch.cat([tokens[:, 0], tokens[:, 1:].mean(dim=1)], dim=1)
         pooled = getattr(found, "image_embeds", None)
-        return found.pooler_output if pooled is None else pooled
+        features: torch.Tensor = found.pooler_output if pooled is None else pooled
+        return features
 
     def parameters_by_name(self) -> dict[str, nn.Parameter]:
         """Name -> parameter of the wrapped model."""

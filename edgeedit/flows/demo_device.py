@@ -25,7 +25,18 @@ from typing import Any
 import numpy as np
 
 Array = np.ndarray[Any, Any]
-BLOCKED = ("torch", "onnx", "transformers", "onnxscript", "sklearn", "scipy", "matplotlib", "edgeedit.encoder", "edgeedit.edit", "edgeedit.deploy")
+BLOCKED = (
+    "torch",
+    "onnx",
+    "transformers",
+    "onnxscript",
+    "sklearn",
+    "scipy",
+    "matplotlib",
+    "edgeedit.encoder",
+    "edgeedit.edit",
+    "edgeedit.deploy",
+)
 SWAPS = 20  # swaps behind the median
 REBUILDS = 5  # rebuilt sessions behind each median
 BATCH = 16  # frames per run when all held-out images are read
@@ -41,7 +52,9 @@ class _Blocker(importlib.abc.MetaPathFinder):
         return None
 
 
-def _served(run: Callable[[Array], Any], frames: Array, stop: threading.Event, log: list[tuple[int, Array, int]], errors: list[str]) -> None:
+def _served(
+    run: Callable[[Array], Any], frames: Array, stop: threading.Event, log: list[tuple[int, Array, int]], errors: list[str]
+) -> None:
     number = 0
     while not stop.is_set():
         index = number % len(frames)
@@ -167,7 +180,9 @@ def _roll_back(runtime: Any, store_path: Path, frames: Array, weights: Mapping[s
     with Store.open(store_path) as store:
         store.rollback()
     _wait(lambda: runtime.generation == 0, "rollback")
-    same = all(np.array_equal(a.reshape(-1).view(np.uint8), weights[n].reshape(-1).view(np.uint8)) for n, a in runtime.engine.weights.items())
+    same = all(
+        np.array_equal(a.reshape(-1).view(np.uint8), weights[n].reshape(-1).view(np.uint8)) for n, a in runtime.engine.weights.items()
+    )
     return bool(same and np.array_equal(_one_by_one(runtime.run, frames).view(np.uint8), outputs.view(np.uint8)))
 
 

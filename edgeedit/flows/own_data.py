@@ -18,7 +18,9 @@ def own_scenario(shots_path: Path, control_path: Path, seed: int) -> Scenario:
     The unrelated set stays the demo's own (synthetic shapes), so damage to another task is seen as well."""
     shots, control = load_shots(shots_path), load_shots(control_path)
     if shots.classes != control.classes:
-        raise InputError(f"classes differ: expected {list(control.classes)} as in {control_path}, got {list(shots.classes)} in {shots_path}")
+        raise InputError(
+            f"classes differ: expected {list(control.classes)} as in {control_path}, got {list(shots.classes)} in {shots_path}"
+        )
     edit_shots, target = split_by_group(shots, 0.5, seed)
     reader_train, kept = split_by_group(control, 0.5, seed)
     unlabelled = make_shots(reader_train.paths, np.full(len(reader_train.paths), -1, dtype=np.int64), (), reader_train.groups)

@@ -47,7 +47,11 @@ def check_gate(delta: Delta, accept_undecided: str | None) -> dict[str, str]:
         return {"verdict": verdict}
     if verdict == "undecided" and accept_undecided:
         return {"verdict": verdict, "accepted_because": accept_undecided}
-    hint = "give --accept-undecided REASON, or more held-out images" if verdict == "undecided" else "change the shots, the share or the learning rate"
+    hint = (
+        "give --accept-undecided REASON, or more held-out images"
+        if verdict == "undecided"
+        else "change the shots, the share or the learning rate"
+    )
     raise GateError(f"delta may not be packed: expected gate verdict pass, got {verdict} ({'; '.join(gate['reasons'])})", hint=hint)
 
 

@@ -30,7 +30,15 @@ Array = np.ndarray[Any, Any]
 
 
 def export_model(
-    model: str, recipe: str, device: str, out: Path, *, precision: str | None = None, size: int | None = None, probes: Path | None = None, seed: int = 0
+    model: str,
+    recipe: str,
+    device: str,
+    out: Path,
+    *,
+    precision: str | None = None,
+    size: int | None = None,
+    probes: Path | None = None,
+    seed: int = 0,
 ) -> Bundle:
     """Load an encoder and write its Bundle; the Bundle remembers `model` so that later steps find the encoder again."""
     profile = load_profile(device)
@@ -49,7 +57,7 @@ def encoder_of(bundle: Bundle) -> Encoder:
     encoder = load_encoder(bundle.source, load_recipe(bundle.recipe), size=bundle.preprocess.size)
     if encoder.source_digest() != bundle.source_digest:
         raise MismatchError(
-            f"encoder does not match the bundle: expected {bundle.source_digest[:12]}, got {encoder.source_digest()[:12]} from {bundle.source}",
+            f"encoder {bundle.source} does not match the bundle: expected {bundle.source_digest[:12]}, got {encoder.source_digest()[:12]}",
             hint="export the bundle again from this encoder",
         )
     return encoder

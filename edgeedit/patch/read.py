@@ -7,6 +7,7 @@ with sizes checked first.  Everything happens on one bytes object in memory, so 
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -150,7 +151,7 @@ def read_unverified(data: bytes) -> UnverifiedPatch:
     if not 1 <= manifest_bytes <= min(MAX_MANIFEST_BYTES, total - HEADER_BYTES):
         raise IntegrityError(f"manifest has an impossible size: got {manifest_bytes} bytes", hint=_HINT)
     slots = [SLOT.unpack_from(data, FIXED.size + number * SLOT.size) for number in range(count)]
-    if any(first[0] >= second[0] for first, second in zip(slots, slots[1:], strict=False)):
+    if any(first[0] >= second[0] for first, second in itertools.pairwise(slots)):
         raise IntegrityError("signatures are out of order: expected strictly ascending key ids", hint=_HINT)
     if any(data[FIXED.size + count * SLOT.size : HEADER_BYTES]):
         raise IntegrityError("an unused signature slot is not empty", hint=_HINT)

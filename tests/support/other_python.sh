@@ -7,4 +7,8 @@ set -eu
 rm -rf "build/$2" && mkdir -p "build/$2"
 "$2/bin/pip" wheel -q . --no-build-isolation --no-deps -w "build/$2"
 "$2/bin/pip" install -q --no-deps --force-reinstall "build/$2"/edgeedit-*.whl
-"$2/bin/python" -m pytest -q -p no:cacheprovider $4
+root=$(pwd)
+# Started elsewhere, so that the source tree does not shadow the wheel.
+tests=""
+for test in $4; do tests="$tests $root/$test"; done
+cd / && "$root/$2/bin/python" -m pytest -q -p no:cacheprovider -c "$root/pyproject.toml" --rootdir "$root" $tests

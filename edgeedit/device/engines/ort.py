@@ -42,7 +42,9 @@ class OrtEngine:
         for name, array in self.weights.items():
             value = ort.OrtValue.ortvalue_from_numpy(array)
             if value.data_ptr() != array.ctypes.data:
-                raise RefusedError(f"ONNX Runtime copied {name}: expected its buffer to be used in place", hint="use a supported onnxruntime version")
+                raise RefusedError(
+                    f"ONNX Runtime copied {name}: expected its buffer to be used in place", hint="use a supported onnxruntime version"
+                )
             options.add_initializer(name, value)
             self._values[name] = value
         disabled = ["ConstantFolding", "NchwcTransformer"]

@@ -48,7 +48,9 @@ def _graph(folder: Path, rows: list[MappedTensor]) -> None:
     tensors.append(helper.make_tensor("shape", TensorProto.INT64, [2], [0, -1]))
     given = helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["n", 3, 4, 4])
     made = helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", 8])
-    model = helper.make_model(helper.make_graph(nodes, "tiny", [given], [made], tensors), opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    model = helper.make_model(
+        helper.make_graph(nodes, "tiny", [given], [made], tensors), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    )
     onnx.save(model, str(folder / "model.onnx"))
 
 
@@ -60,7 +62,9 @@ def make_bundle(folder: Path) -> Bundle:
     rows, content = [], b""
     for name in sorted(weights):
         data = weights[name].tobytes()
-        rows.append(MappedTensor(name, name, False, "float32", SHAPES[name], len(content), len(data), digest_array(weights[name]), name in EDITABLE))
+        rows.append(
+            MappedTensor(name, name, False, "float32", SHAPES[name], len(content), len(data), digest_array(weights[name]), name in EDITABLE)
+        )
         content += data + b"\0" * (-len(data) % 4096)
     (folder / "weights.bin").write_bytes(content)
     _graph(folder, rows)
@@ -108,7 +112,8 @@ class World:
         expected = forward(self.weights, self.bundle.probes()).astype(np.float32) + np.float32(1.0 if wrong_probe else 0.0)
         content = PatchContent(
             parent=parent, result=self.mark(self.weights), precision="float32", recipe="tiny", deltas=deltas, before=before,
-            after={n: digest_array(a) for n, a in new.items()}, dtypes=dict.fromkeys(new, "float32"), expected=expected, tolerance=1e-4, provenance={"seed": seed},
+            after={n: digest_array(a) for n, a in new.items()}, dtypes=dict.fromkeys(new, "float32"), expected=expected, tolerance=1e-4,
+            provenance={"seed": seed},
         )  # fmt: skip
         return build_patch(content, [key or self.key])
 

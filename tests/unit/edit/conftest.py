@@ -42,4 +42,7 @@ def encoder() -> Encoder:
 def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Shots]:
     """Disjoint sets of generated pictures."""
     root = tmp_path_factory.mktemp("pictures")
-    return {name: load_shots(draw(root / name, count, seed)) for seed, (name, count) in enumerate({"base": 12, "shots": 8, "control": 8, "target": 10}.items())}
+    return {
+        name: load_shots(draw(root / name, count, seed))
+        for seed, (name, count) in enumerate({"base": 12, "shots": 8, "control": 8, "target": 10}.items())
+    }

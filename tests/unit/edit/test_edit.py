@@ -34,7 +34,17 @@ def _reader(encoder: Encoder, base: Shots) -> Reader:
 
 def _edit(encoder: Encoder, sets: dict[str, Shots], method: Lorsu = METHOD, precision: str = "float32", seed: int = 0) -> EditResult:
     held = HeldOut(sets["target"], sets["base"])
-    return edit(encoder, sets["shots"], sets["control"], _reader(encoder, sets["base"]), method=method, precision=precision, heldout=held, seed=seed, limit=0.5)
+    return edit(
+        encoder,
+        sets["shots"],
+        sets["control"],
+        _reader(encoder, sets["base"]),
+        method=method,
+        precision=precision,
+        heldout=held,
+        seed=seed,
+        limit=0.5,
+    )
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
@@ -91,12 +101,19 @@ def test_mean_gradient_does_not_depend_on_the_batch_size_and_heads_rank_by_energ
         assert np.allclose(gradient, parts[name], atol=1e-6 + 1e-3 * np.abs(gradient).max())
     locality = choose(encoder, whole, 0.1, 1)
     for block in range(encoder.blocks):
-        energy = [sum((whole[n][encoder.head_rows(h)].astype(np.float64) ** 2).sum() for n in encoder.qkv_names(block)) for h in range(encoder.heads)]
+        energy = [
+            sum((whole[n][encoder.head_rows(h)].astype(np.float64) ** 2).sum() for n in encoder.qkv_names(block))
+            for h in range(encoder.heads)
+        ]
         assert locality.chosen[block].tolist() == [h == int(np.argmax(energy)) for h in range(encoder.heads)]
 
 
 def test_only_chosen_values_are_parameters(encoder: Encoder, sets: dict[str, Shots]) -> None:
-    gradients = {n: np.random.default_rng(0).normal(size=p.shape).astype(np.float32) for n, p in encoder.parameters_by_name().items() if n in encoder.editable()}
+    gradients = {
+        n: np.random.default_rng(0).normal(size=p.shape).astype(np.float32)
+        for n, p in encoder.parameters_by_name().items()
+        if n in encoder.editable()
+    }
     locality = choose(encoder, gradients, 0.05, 1)
     selection = Selection(encoder, locality, 2, torch.Generator().manual_seed(0))
     expected = sum(i.size for i in locality.entries.values()) + sum(r.size * 2 + 2 * 32 for r in locality.rows.values())

@@ -83,7 +83,10 @@ def test_jsonl_reads_labels_groups_and_questions(tmp_path: Path) -> None:
 def test_a_split_never_separates_a_group(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
     folder = tmp_path_factory.mktemp("s")
     rng = np.random.default_rng(seed)
-    lines = [json.dumps({"image": _picture(folder / f"{n}.png").name, "label": str(n % 2), "group": f"g{n % 2}-{rng.integers(0, 4)}"}) for n in range(24)]
+    lines = [
+        json.dumps({"image": _picture(folder / f"{n}.png").name, "label": str(n % 2), "group": f"g{n % 2}-{rng.integers(0, 4)}"})
+        for n in range(24)
+    ]
     (folder / "x.jsonl").write_text("\n".join(lines), "utf-8")
     try:
         left, right = split_by_group(load_shots(folder / "x.jsonl"), 0.5, seed)

@@ -29,7 +29,11 @@ def test_packaged_encoder_agrees_with_the_original_graph() -> None:
     """At the graph's own 224 pixels, final norm output, largest difference 2e-5."""
     path = packaged_onnx()
     model = onnx.load(str(path))
-    norms = [n for n in model.graph.node if n.op_type in ("LayerNormalization", "Add") and any("layernorm.bias" in i and "encoder" not in i for i in n.input)]
+    norms = [
+        n
+        for n in model.graph.node
+        if n.op_type in ("LayerNormalization", "Add") and any("layernorm.bias" in i and "encoder" not in i for i in n.input)
+    ]
     assert len(norms) == 1
     model.graph.output.append(onnx.helper.make_tensor_value_info(norms[0].output[0], onnx.TensorProto.FLOAT, None))
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
