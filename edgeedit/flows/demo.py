@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -204,7 +204,8 @@ def _judge(
 def _leave(server: Server, folder: Path, run: Mapping[str, Any], result: EditResult, data: Scenario) -> None:
     cost = {"patch_bytes": run["patch_bytes"], "encoder_bytes": run["encoder_bytes"]}
     device = {**run["apply"], **{k: run[k] for k in ("device_equals_server", "rollback_exact", "max_output_difference")}}
-    save_report(result.delta, folder / "report.html", cost=cost, device=device)
+    noted = replace(result.delta, info={**result.delta.info, "licence_notes": [LICENCE_NOTE]})
+    save_report(noted, folder / "report.html", cost=cost, device=device)
     save_pictures(result.delta, folder / "pictures")
     (folder / "commands.txt").write_text(commands_page(folder, server.out, data), "utf-8")
 
