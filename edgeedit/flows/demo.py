@@ -72,18 +72,19 @@ def prepare_server(out: Path) -> Server:
     return Server(out, encoder, load_bundle(folder), private, public)
 
 
-def _fit(encoder: Encoder, shots: Shots) -> Reader:
-    return fit_linear(features(encoder, load_pixels(shots, encoder.preprocess)), shots.labels, shots.classes)
+def _features(encoder: Encoder, shots: Shots) -> Array:
+    return features(encoder, load_pixels(shots, encoder.preprocess))
 
 
-def reader_refit(encoder: Encoder, data: Scenario) -> dict[str, float]:
-    """The rival that touches no encoder: the reader fitted again on base data and shots, judged on the same images."""
-    train = [features(encoder, load_pixels(s, encoder.preprocess)) for s in (data.reader_train, data.shots)]
+def reader_refit(data: Scenario, train: Array, shots: Array, heldout: Mapping[str, Array]) -> dict[str, float]:
+    """The rival that touches no encoder: the reader fitted again on base data and shots, judged on the same images.
+
+    `train`, `shots` and `heldout` are the base encoder's features, float32 (n, width)."""
     labels = np.concatenate([data.reader_train.labels, data.shots.labels])
-    reader = fit_linear(np.concatenate(train), labels, data.shots.classes)
+    reader = fit_linear(np.concatenate([train, shots]), labels, data.shots.classes)
     result = {}
     for name, held in (("target", data.target_heldout), ("control", data.control_heldout)):
-        logits = reader.logits_numpy(features(encoder, load_pixels(held, encoder.preprocess)))
+        logits = reader.logits_numpy(heldout[name])
         result[f"{name}_error"] = balanced_error(held.labels, logits.argmax(1))
         result[f"{name}_auc"] = auc(held.labels, logits[:, 1] - logits[:, 0])
     return result
@@ -125,7 +126,10 @@ def run_seed(server: Server, data: Scenario, progress: Progress) -> dict[str, An
     folder = server.out / f"seed-{seed}"
     folder.mkdir(exist_ok=True)
     progress(1, len(STEPS), f"seed {seed}: fitting the readers")
-    reader, unrelated_reader = _fit(server.encoder, data.reader_train), _fit(server.encoder, data.unrelated_train)
+    train = _features(server.encoder, data.reader_train)
+    reader = fit_linear(train, data.reader_train.labels, data.reader_train.classes)
+    unrelated = data.unrelated_train
+    unrelated_reader = fit_linear(_features(server.encoder, unrelated), unrelated.labels, unrelated.classes)
     save_reader(reader, folder / "reader.npz")
     save_reader(unrelated_reader, folder / "unrelated.npz")
     progress(2, len(STEPS), f"seed {seed}: editing, then judging all held-out images")
@@ -153,7 +157,7 @@ def run_seed(server: Server, data: Scenario, progress: Progress) -> dict[str, An
     figures, outputs = _device(server, folder, packed, data)
     run = _judge(server, seed, data, reader, unrelated_reader, result, packed, figures, outputs)
     run["edit_and_evaluate_seconds"] = seconds
-    run["reader_refit"] = reader_refit(server.encoder, data)
+    run["reader_refit"] = reader_refit(data, train, _features(server.encoder, data.shots), result.features_before)
     progress(5, len(STEPS), f"seed {seed}: report and pictures")
     _leave(server, folder, run, result, data)
     write_json(folder / "run.json", run)
