@@ -21,12 +21,7 @@ from edgeedit.errors import InputError
 from edgeedit.files import fsync_dir
 
 # Keys whose private half is public (tests/golden/generate.py); a device that trusted one would trust everybody.
-TEST_KEY_IDS = frozenset(
-    {
-        "91a49296a417651fe5aba0062852f41057569c982ffa380f75de82db275f2726",
-        "ba4aa1722d3fbb2be8a71cb6436de97c3ff48393ba1e2e0c6440e5f31b155aa6",
-    }
-)
+TEST_KEY_IDS = frozenset({"65b60673d6ed884bf01c2c222d82ada0740f29ac3355d6a925c81f17f47a27b8"})
 _RAW_BYTES = 32
 
 
