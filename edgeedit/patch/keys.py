@@ -21,7 +21,12 @@ from edgeedit.errors import InputError
 from edgeedit.files import fsync_dir
 
 # Keys whose private half is public (tests/golden/generate.py); a device that trusted one would trust everybody.
-TEST_KEY_IDS = frozenset({"65b60673d6ed884bf01c2c222d82ada0740f29ac3355d6a925c81f17f47a27b8"})
+TEST_KEY_IDS = frozenset(
+    {
+        "65b60673d6ed884bf01c2c222d82ada0740f29ac3355d6a925c81f17f47a27b8",
+        "947561e3eb43b38b2d5f7c2f6a74f30b97a168a3d03916b4381066811319f9ea",
+    }
+)
 _RAW_BYTES = 32
 
 

@@ -1,21 +1,28 @@
-"""Writes `v0-small.eep` with a fixed, PUBLIC key and fixed content; run by hand when the format gets a new version.
+"""Writes the frozen patch files with fixed, PUBLIC keys and fixed content; run by hand when a file is added.
 
     python tests/golden/generate.py
 
-Golden files are append-only: a frozen file never changes, a new version adds one.
+Golden files are append-only: a frozen file never changes; a new version, or a new case, adds one.  `v0-*.eep` are good,
+`bad-*.eep` are correctly signed files that every reader must refuse.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from edgeedit.delta import LowRankPart, SparsePart, TensorDelta
+from edgeedit.patch.header import FIXED, HEADER_BYTES, MAGIC, SLOT, signed_message
+from edgeedit.patch.keys import public_half
 from edgeedit.patch.write import PatchContent, build_patch
 
 TEST_KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(1, 33)))
+SECOND_TEST_KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(2, 34)))
 
 
 def content() -> PatchContent:
@@ -30,5 +37,66 @@ def content() -> PatchContent:
     return PatchContent("1" * 64, "2" * 64, "float16", "dinov2", deltas, before, after, kinds, expected, 1e-3, {"seed": 0})
 
 
+def wide_content() -> PatchContent:
+    """What `content` has not: both parts on one tensor, 16-bit steps, a step of 16 bits, a vector, compressed probes, float32,
+    a name and a provenance beyond ASCII."""
+    sparse = SparsePart(np.array([1, 2, 23], np.int64), np.array([255, -128, 1], np.int16), 65535 * 2.0**-30)
+    factors = np.array([[-128], [0], [7], [1]], np.int8), np.array([[1, 127]], np.int8)
+    low = LowRankPart(np.arange(4, dtype=np.int64), np.array([0, 5], np.int64), *factors, 2.0**-60)
+    bias = SparsePart(np.array([6], np.int64), np.array([-1], np.int16), 1.0)
+    deltas = [TensorDelta("größe.weight", (4, 6), sparse, low), TensorDelta("bias", (7,), bias)]
+    before, after = ({d.name: character * 64 for d in deltas} for character in "cd")
+    info = {"seed": 2**63 - 1, "share": 0.1, "rates": [1e-05, -0.0], "note": 'Größe "x" \\ \n', "none": None, "yes": True}
+    kinds = dict.fromkeys(before, "float32")
+    return PatchContent(
+        "3" * 64, "4" * 64, "float32", "clip", deltas, before, after, kinds, np.full((3, 40), 0.125, np.float32), 2.5e-05, info
+    )
+
+
+def forge(manifest: bytes, payload: bytes, version: int = 0) -> bytes:
+    """A correctly signed file around any manifest bytes."""
+    fixed = FIXED.pack(MAGIC, version, 1, len(manifest), HEADER_BYTES + len(manifest) + len(payload))
+    slot = SLOT.pack(bytes.fromhex(public_half(TEST_KEY).key_id), TEST_KEY.sign(signed_message(fixed, manifest)))
+    return (fixed + slot).ljust(HEADER_BYTES, b"\0") + manifest + payload
+
+
+def _text(manifest: Mapping[str, Any]) -> bytes:
+    return json.dumps(manifest, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def bad_files(good: bytes) -> dict[str, bytes]:
+    """Correctly signed files that break one rule each."""
+    length = FIXED.unpack_from(good)[3]
+    stored, payload = good[HEADER_BYTES : HEADER_BYTES + length], good[HEADER_BYTES + length :]
+
+    def changed(path: Sequence[str | int], value: Any) -> bytes:
+        manifest = json.loads(stored)
+        row = manifest
+        for key in path[:-1]:
+            row = row[key]
+        row[path[-1]] = value
+        return forge(_text(manifest), payload)
+
+    return {
+        "bad-version-1": forge(stored, payload, version=1),
+        "bad-overlap": changed(["sections", 1, "offset"], 0),
+        "bad-hole": forge(stored, payload + b"\0"),
+        "bad-float": changed(["provenance", "seed"], 0.5),
+        "bad-duplicate-key": forge(b'{"parent":"' + b"5" * 64 + b'",' + stored[1:], payload),
+        "bad-step": changed(["tensors", 0, "step"], (1 + 2.0**-20).hex()),
+        "bad-section-digest": changed(["sections", 0, "sha256"], "0" * 64),
+        "bad-unknown-row-field": changed(["tensors", 0, "clip"], 1),
+    }
+
+
+def files() -> dict[str, bytes]:
+    """File stem -> bytes of every golden file."""
+    small = build_patch(content(), [TEST_KEY])
+    return {"v0-small": small, "v0-wide": build_patch(wide_content(), [TEST_KEY, SECOND_TEST_KEY]), **bad_files(small)}
+
+
 if __name__ == "__main__":
-    (Path(__file__).parent / "v0-small.eep").write_bytes(build_patch(content(), [TEST_KEY]))
+    for stem, data in files().items():
+        path = Path(__file__).parent / f"{stem}.eep"
+        if not path.exists():
+            path.write_bytes(data)
