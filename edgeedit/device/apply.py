@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgeedit.device.runtime import Runtime, Swap
 from edgeedit.device.store import Store
-from edgeedit.errors import IntegrityError, RefusedError, RevertedError, UnreachableError
+from edgeedit.errors import EdgeEditError, IntegrityError, MismatchError, RefusedError, RevertedError, UnreachableError
 from edgeedit.limits import MAX_PATCH_BYTES
+
+_NEVER_SWAPPED: Mapping[int, type[EdgeEditError]] = {kind.exit_code: kind for kind in (MismatchError, IntegrityError, RefusedError)}
 
 
 @dataclass(frozen=True)
@@ -37,18 +40,21 @@ def read_patch_file(path: Path) -> bytes:
 
 
 def apply_patch(store_path: Path, patch_path: Path, *, threads: int = 0) -> ApplyResult:
-    """Stage and try a patch; raises RevertedError (exit 7) when its probes fail, and what `Store.stage` raises."""
+    """Stage and try a patch.  Raises RevertedError (exit 7) when its probes fail, what `Store.stage` raises, and the error (4 to
+    6) for which a patch was never swapped in; the store then runs what it ran before."""
     with Store.open(store_path) as store:
         generation = store.stage(read_patch_file(patch_path))
-        if generation.state in ("confirmed", "base"):
+        if generation.state == "confirmed":
             return ApplyResult(generation.id, "already applied", None)
         with Runtime(store_path, threads=threads, poll_seconds=0) as runtime:
             swap = runtime.step()
-        state = store.generation(generation.id)
-    if swap is None and state.state != "confirmed":
-        if state.state == "reverted":
-            raise RevertedError(f"patch was reverted: {state.reason}", hint="send the report to whoever made it")
+            if swap is not None and swap.generation != generation.id:
+                swap = runtime.step()  # the head moved while the engine started; that came first
+        found = store.generation(generation.id)
+    if found.state == "confirmed":
+        return ApplyResult(found.id, found.state, swap)
+    if found.state != "reverted":
         raise RefusedError("patch is being tried by a running application", hint="look at `edgeedit status`")
-    if state.state == "reverted":
-        raise RevertedError(f"patch was applied, then reverted: {state.reason}", hint="the store runs what it ran before")
-    return ApplyResult(generation.id, state.state, swap)
+    if swap is not None and swap.exit_code in _NEVER_SWAPPED:
+        raise _NEVER_SWAPPED[swap.exit_code](f"patch was not applied: {found.reason}", hint="the store runs what it ran before")
+    raise RevertedError(f"patch was applied, then reverted: {found.reason}", hint="the store runs what it ran before")

@@ -17,7 +17,7 @@ from edgeedit.device.runtime import Runtime
 from edgeedit.device.store import Store
 from edgeedit.errors import EdgeEditError
 
-BUILT = 1_763_000_000.0  # seconds since 1970: a clock before this release is wrong
+BUILT = 1_767_225_600.0  # seconds from 1970 to 2026-01-01 UTC: a clock before the year of this release is wrong
 LOW_MEMORY, LOW_DISK = 512 * 1024 * 1024, 256 * 1024 * 1024  # bytes
 
 
@@ -68,20 +68,25 @@ def _clock() -> Check:
 
 
 def _store(path: Path) -> list[Check]:
+    checks: list[Check] = []
+    stage = "store"
     try:
         with Store.open(path) as store:
+            head, trial = store.current()
+            waiting = f", generation {trial.id} is {trial.state}" if trial is not None else ""
+            checks.append(Check("store", "OK", f"head is generation {head.id}, {head.result[:12]}{waiting}", ""))
             keys = len(store.trust)
+            checks.append(Check("keys", "OK" if keys else "FAIL", f"{keys} trusted", "" if keys else "put a .pub file into trust/"))
+            stage = "bundle"
             verify_bundle(store.bundle)
-            head = store.head()
-        checks = [
-            Check("keys", "OK", f"{keys} trusted", ""),
-            Check("bundle", "OK", f"verified, {head.result[:12]} runs as generation {head.id}", ""),
-        ]
+            checks.append(Check("bundle", "OK", f"every tensor of {store.bundle.fingerprint[:12]} verified", ""))
+        stage = "engine"
         with Runtime(path, poll_seconds=0) as runtime:
             count = sum(t.editable for t in runtime.bundle.tensor_map.tensors)
-        return [*checks, Check("engine", "OK", f"{count} patchable tensors are live", "")]
+        checks.append(Check("engine", "OK", f"generation {head.id} runs, {count} patchable tensors are live", ""))
     except EdgeEditError as error:
-        return [Check("store", "FAIL", error.message, error.hint or "provision the device again")]
+        checks.append(Check(stage, "FAIL", error.message, error.hint or "provision the device again"))
+    return checks
 
 
 def examine(store: Path | None) -> list[Check]:

@@ -6,14 +6,14 @@ digest and the fingerprint of the whole result are the ones the server evaluated
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgeedit.bundle import Bundle
+from edgeedit.bundle import PROBES_FILE, Bundle
 from edgeedit.codec.apply import apply_delta
 from edgeedit.digest import TensorDigest, digest_array, fingerprint
 from edgeedit.errors import IntegrityError, MismatchError, RefusedError
@@ -56,8 +56,26 @@ def check_memory(need: int) -> None:
         )
 
 
-def prepare(patch: Patch, current: Mapping[str, Array], digests: Mapping[str, TensorDigest]) -> Prepared:
-    """Compute and check the patch's tensors on `current` weights, whose identities are `digests`."""
+def probe_inputs(bundle: Bundle) -> Array:
+    """Probe inputs float32 (n, 3, size, size), read from the file only where they are used."""
+    probes: Array = np.load(bundle.path / PROBES_FILE, mmap_mode="r", allow_pickle=False)
+    return probes
+
+
+def copies(weights: Mapping[str, Array], names: Iterable[str]) -> dict[str, Array]:
+    """Copies of the named tensors, to be put back by an undo; raises RefusedError when memory is short."""
+    try:
+        return {name: weights[name].copy() for name in names}
+    except MemoryError as error:
+        raise RefusedError("memory is short: cannot keep the old weights", hint="stop other programs or use a smaller patch") from error
+
+
+def prepare(
+    patch: Patch, current: Mapping[str, Array], digests: Mapping[str, TensorDigest], beat: Callable[[], object] = lambda: None
+) -> Prepared:
+    """Compute and check the patch's tensors on `current` weights, whose identities are `digests`; `beat` is called after each.
+
+    Raises MismatchError, IntegrityError, or RefusedError when memory is short."""
     manifest = patch.manifest
     check_memory(2 * sum(current[row.name].nbytes for row in manifest.tensors if row.name in current))
     new: dict[str, Array] = {}
@@ -65,13 +83,19 @@ def prepare(patch: Patch, current: Mapping[str, Array], digests: Mapping[str, Te
     for row in manifest.tensors:
         if row.name not in current or digests[row.name].sha256 != row.before:
             raise MismatchError(f"tensor {row.name} is not the one the patch was made for", hint="apply the patches in their order")
-        made = apply_delta(current[row.name], patch.tensor_delta(row.name))
-        if digest_array(made) != row.after:
-            raise IntegrityError(f"tensor {row.name} came out wrong: expected digest {row.after[:12]}, got {digest_array(made)[:12]}")
+        try:
+            made = apply_delta(current[row.name], patch.tensor_delta(row.name))
+        except MemoryError as error:
+            raise RefusedError(f"memory is short: cannot compute {row.name}", hint="stop other programs or use a smaller patch") from error
+        got = digest_array(made)
+        if got != row.after:
+            raise IntegrityError(f"tensor {row.name} came out wrong: expected digest {row.after[:12]}, got {got[:12]}")
         new[row.name] = made
         after[row.name] = replace(digests[row.name], sha256=row.after)
-    if fingerprint(after.values()) != manifest.result:
-        raise IntegrityError(f"result came out wrong: expected fingerprint {manifest.result[:12]}, got {fingerprint(after.values())[:12]}")
+        beat()
+    result = fingerprint(after.values())
+    if result != manifest.result:
+        raise IntegrityError(f"result came out wrong: expected fingerprint {manifest.result[:12]}, got {result[:12]}")
     return Prepared(new, after)
 
 

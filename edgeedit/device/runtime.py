@@ -4,17 +4,17 @@
   checks it off the frame path, and copies it in under the frame lock.
 - No SQL, no fsync and no decoding happen under that lock; a frame sees the old model or the new one, never a mix.
 - Probes run as extra frames after the swap, without holding frames back between them; answers say (generation, on_trial).
-- A failed probe puts the old weights back and reverts the generation; other Runtimes of the store follow.
+- Whatever happens before the proof (a failed probe, a failing engine, a trial withdrawn meanwhile), the old weights come back.
+- Other Runtimes of the store follow what one of them confirmed, and probe it too.
 """
 
 from __future__ import annotations
 
-import os
+import logging
 import threading
 import time
-import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -23,13 +23,16 @@ import numpy as np
 
 from edgeedit.bundle import Bundle
 from edgeedit.device.engines.ort import OrtEngine
-from edgeedit.device.prepare import Prepared, prepare, replay
-from edgeedit.device.store import Generation, Store
+from edgeedit.device.owner import BEAT_SECONDS, new_owner
+from edgeedit.device.prepare import copies, prepare, probe_inputs, replay
+from edgeedit.device.state import Generation
+from edgeedit.device.store import Store
 from edgeedit.digest import TensorDigest
-from edgeedit.errors import EdgeEditError
+from edgeedit.errors import EdgeEditError, RevertedError
 from edgeedit.patch.read import Patch
 
 Array = np.ndarray[Any, Any]
+_WITHDRAWN = "the trial was withdrawn or taken over meanwhile"
 PROBE_BATCH = 1  # frames per probe run, so that a waiting frame waits for one of them at most
 
 
@@ -56,7 +59,9 @@ class Answer:
 
 @dataclass(frozen=True)
 class Swap:
-    """One change of the running weights: `state` is confirmed, reverted or followed; times in milliseconds."""
+    """One change of the running weights: `state` is confirmed, reverted or followed; times in milliseconds.
+
+    `exit_code` is 0, or that of the error which ended the generation: 7 for probes, 4 to 6 when it was never swapped in."""
 
     generation: int
     state: str
@@ -64,6 +69,7 @@ class Swap:
     prepare_ms: float
     swap_ms: float
     probe_ms: float
+    exit_code: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON object."""
@@ -84,15 +90,20 @@ class Runtime:
     ) -> None:
         self._store = Store.open(store)
         self.bundle = self._store.bundle
-        self._owner = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._owner = new_owner()
         self._on_swap, self._poll = on_swap, poll_seconds
         head = self._store.head()
+        self._digests: Mapping[str, TensorDigest]
         weights, self._digests = replay(self.bundle, self._patches(head.id))
         self.engine: Engine = engine(self.bundle, weights) if engine else OrtEngine(self.bundle, weights, threads=threads)
         self.generation, self.on_trial = head.id, False
-        self._probes = self.bundle.probes()
-        self._frame, self._stepping, self._closing = threading.Lock(), threading.Lock(), threading.Event()
-        self.last_error: EdgeEditError | None = None
+        self._probes = probe_inputs(self.bundle)
+        # A swap takes its turn like a frame, so that a camera which never pauses cannot keep it waiting for many frames.
+        self._turn, self._frame = threading.Lock(), threading.Lock()
+        self._stepping, self._closing = threading.Lock(), threading.Event()
+        self._beaten = 0.0
+        self.last_error: Exception | None = None
+        self._anchor = self._store.anchor()
         self._thread = threading.Thread(target=self._follow, name="edgeedit-runtime", daemon=True)
         if poll_seconds > 0:
             self._thread.start()
@@ -104,15 +115,20 @@ class Runtime:
         self.close()
 
     def close(self) -> None:
-        """Stop following the store; a trial in progress is finished first."""
+        """Stop following the store; a trial in progress is finished first, except when `on_swap` itself closes."""
         self._closing.set()
-        if self._thread.is_alive():
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join()
+        self._anchor.close()
 
     def run(self, pixels: Array) -> Answer:
-        """Features of normalised pixels, float32 (n, 3, s, s), from exactly one generation."""
-        with self._frame:
+        """Features of normalised pixels, float32 (n, 3, s, s), from exactly one generation; raises what the engine raises."""
+        with self._turn:
+            self._frame.acquire()
+        try:
             return Answer(self.engine.run(pixels), self.generation, self.on_trial)
+        finally:
+            self._frame.release()
 
     def step(self) -> Swap | None:
         """One poll: take what the store offers; returns the change that was made, if any."""
@@ -128,14 +144,18 @@ class Runtime:
                 self.step()
                 self.last_error = None
             except EdgeEditError as error:
-                # The camera goes on with the weights it has; the application and `status` can see why.
+                # The camera goes on with the weights it has; the application can see why.
+                self.last_error = error
+            except Exception as error:
+                # A fault in the application's `on_swap` or in an engine of its own must not end the following for ever.
+                logging.getLogger(__name__).exception("following the store failed")
                 self.last_error = error
 
     def _patches(self, number: int) -> list[Patch]:
         return [self._store.patch(generation.patch) for generation in self._store.chain(number)]
 
     def _step(self) -> Swap | None:
-        head, trial = self._store.head(), self._store.trial()
+        head, trial = self._store.current()
         if head.id != self.generation:
             return self._move(head)
         if trial is None or trial.parent != head.id or not self._store.claim(trial.id, self._owner):
@@ -145,62 +165,112 @@ class Runtime:
     def _move(self, head: Generation) -> Swap:
         """Follow the store's head: forward to what another Runtime confirmed, or back."""
         start = time.perf_counter()
-        weights, digests = replay(self.bundle, self._patches(head.id))
+        patches = self._patches(head.id)
+        weights, digests = replay(self.bundle, patches)
         changed = {n: weights[n] for n, d in digests.items() if d.sha256 != self._digests[n].sha256}
-        undo = {n: self.engine.weights[n].copy() for n in changed}
-        prepared_ms, old = _since(start), (self.generation, dict(self._digests))
-        swap_ms = self._exchange(changed, head.id, digests, on_trial=False)
-        reason, probe_ms = "", 0.0
-        if head.parent is not None:
-            reason, probe_ms = self._probe(self._store.patch(head.patch))
-        if reason:
+        back = head.id < self.generation or head.parent is None
+        expected = _Expected.of(patches[-1]) if patches else None
+        swap = self._install(_Change(head.id, changed, digests), expected, start, keep=lambda: True, beat=lambda: True)
+        if swap.exit_code:
             # Proven elsewhere but wrong here: nobody may keep running it.
-            self._exchange(undo, old[0], old[1], on_trial=False)
-            self._store.revert(head.id, f"failed in another session: {reason}")
-            return Swap(head.id, "reverted", reason, prepared_ms, swap_ms, probe_ms)
-        return Swap(head.id, "followed" if head.parent is None or head.id < old[0] else "confirmed", "", prepared_ms, swap_ms, probe_ms)
+            self._store.revert(head.id, f"failed in another session: {swap.reason}")
+            return swap
+        return replace(swap, state="followed") if back else swap
 
     def _try(self, trial: Generation) -> Swap:
         start = time.perf_counter()
+        self._beaten = time.monotonic()
         try:
             patch = self._store.patch(trial.patch)
-            prepared: Prepared = prepare(patch, self.engine.weights, self._digests)
+            expected = _Expected.of(patch)
+            prepared = prepare(patch, self.engine.weights, self._digests, lambda: self._beat(trial.id))
         except EdgeEditError as error:
-            self._store.revert(trial.id, error.message)
-            return Swap(trial.id, "reverted", error.message, _since(start), 0.0, 0.0)
-        undo = {name: self.engine.weights[name].copy() for name in prepared.new}
-        prepare_ms, old = _since(start), (self.generation, self._digests)
-        swap_ms = self._exchange(prepared.new, trial.id, prepared.digests, on_trial=True)
-        reason, probe_ms = self._probe(patch)
-        if reason:
-            self._exchange(undo, old[0], old[1], on_trial=False)
-            self._store.revert(trial.id, reason)
-            return Swap(trial.id, "reverted", reason, prepare_ms, swap_ms, probe_ms)
-        self._store.confirm(trial.id)
-        self.on_trial = False
-        return Swap(trial.id, "confirmed", "", prepare_ms, swap_ms, probe_ms)
+            self._store.revert(trial.id, error.message, owner=self._owner)
+            return Swap(trial.id, "reverted", error.message, _since(start), 0.0, 0.0, error.exit_code)
+        swap = self._install(
+            _Change(trial.id, prepared.new, prepared.digests),
+            expected,
+            start,
+            keep=lambda: self._store.confirm(trial.id, self._owner),
+            beat=lambda: self._beat(trial.id),
+        )
+        if swap.exit_code:
+            self._store.revert(trial.id, swap.reason, owner=self._owner)
+        return swap
 
-    def _exchange(self, new: Mapping[str, Array], generation: int, digests: Mapping[str, TensorDigest], *, on_trial: bool) -> float:
-        with self._frame:
+    def _beat(self, number: int) -> bool:
+        now = time.monotonic()
+        if now - self._beaten < BEAT_SECONDS:
+            return True
+        self._beaten = now
+        return self._store.beat(number, self._owner)
+
+    def _install(
+        self, change: _Change, expected: _Expected | None, start: float, *, keep: Callable[[], bool], beat: Callable[[], bool]
+    ) -> Swap:
+        """Swap in, probe, and `keep`; unless that ends well the old weights are back when this returns or raises."""
+        undo = _Change(self.generation, copies(self.engine.weights, change.new), self._digests)
+        prepare_ms = _since(start)
+        swap_ms = self._exchange(change, on_trial=expected is not None)
+        proven, begin = False, time.perf_counter()
+        try:
+            reason = self._probe(expected, beat) if expected is not None else ""
+            probe_ms = _since(begin)
+            if not reason and not keep():
+                reason = _WITHDRAWN
+            proven = not reason
+        finally:
+            if not proven:
+                self._exchange(undo, on_trial=False)
+        self.on_trial = False
+        if reason:
+            return Swap(change.generation, "reverted", reason, prepare_ms, swap_ms, probe_ms, RevertedError.exit_code)
+        return Swap(change.generation, "confirmed", "", prepare_ms, swap_ms, probe_ms)
+
+    def _exchange(self, change: _Change, *, on_trial: bool) -> float:
+        with self._turn, self._frame:
             start = time.perf_counter()
-            self.engine.swap(new)
-            self.generation, self.on_trial = generation, on_trial
+            self.engine.swap(change.new)
+            self.generation, self.on_trial = change.generation, on_trial
             elapsed = _since(start)
-        self._digests = dict(digests)
+        self._digests = change.digests
         return elapsed
 
-    def _probe(self, patch: Patch) -> tuple[str, float]:
-        """Run the Bundle's probes on the live weights; returns the reason of a failure ("" = passed) and milliseconds."""
-        start = time.perf_counter()
-        expected, tolerance = patch.expected(), patch.manifest.probe.tolerance
-        if expected.shape[0] != len(self._probes):
-            return f"patch expects {expected.shape[0]} probes, the bundle has {len(self._probes)}", _since(start)
+    def _probe(self, expected: _Expected, beat: Callable[[], bool]) -> str:
+        """Run the Bundle's probes on the live weights; returns the reason of a failure, "" when all passed."""
         for number in range(0, len(self._probes), PROBE_BATCH):
-            got = self.run(self._probes[number : number + PROBE_BATCH]).output
-            worst = float(np.abs(got - expected[number : number + PROBE_BATCH]).max())
-            if not (np.isfinite(got).all() and worst <= tolerance):
-                return f"probe {number} is off by {worst:.3g}: the tolerance is {tolerance:.3g}", _since(start)
-        return "", _since(start)
+            got = self.run(np.array(self._probes[number : number + PROBE_BATCH])).output
+            wanted = expected.outputs[number : number + PROBE_BATCH]
+            if got.shape != wanted.shape:
+                return f"probe {number} gave another shape: expected {wanted.shape}, got {got.shape}"
+            worst = float(np.abs(got - wanted).max())
+            # Not `worst > tolerance`: a NaN fails too.
+            if not worst <= expected.tolerance:
+                return f"probe {number} is off by {worst:.3g}: the tolerance is {expected.tolerance:.3g}"
+            if not beat():
+                return _WITHDRAWN
+        return ""
+
+
+@dataclass(frozen=True)
+class _Change:
+    """Weights to copy in, and what runs then."""
+
+    generation: int
+    new: Mapping[str, Array]
+    digests: Mapping[str, TensorDigest]
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """Probe outputs float32 (n, width) and the absolute difference allowed."""
+
+    outputs: Array
+    tolerance: float
+
+    @staticmethod
+    def of(patch: Patch) -> _Expected:
+        return _Expected(patch.expected(), patch.manifest.probe.tolerance)
 
 
 def _since(start: float) -> float:

@@ -15,10 +15,12 @@ import numpy as np
 
 from edgeedit.bundle import MODEL_FILE, Bundle
 from edgeedit.codec.apply import copy_tensors
-from edgeedit.errors import RefusedError
+from edgeedit.device.prepare import probe_inputs
+from edgeedit.errors import InputError, RefusedError
 
 Array = np.ndarray[Any, Any]
-PERTURBATION = 0.05  # added to every element of a tensor by the liveness probe
+PERTURBATION = 0.5  # size of the liveness probe's noise, as a share of the tensor's root mean square
+_VERSION = "use a supported onnxruntime version"
 
 
 class OrtEngine:
@@ -38,24 +40,32 @@ class OrtEngine:
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         options.add_session_config_entry("session.disable_prepacking", "1")
-        self._values = {}
+        self._values = []
         for name, array in self.weights.items():
             value = ort.OrtValue.ortvalue_from_numpy(array)
             if value.data_ptr() != array.ctypes.data:
-                raise RefusedError(
-                    f"ONNX Runtime copied {name}: expected its buffer to be used in place", hint="use a supported onnxruntime version"
-                )
+                raise RefusedError(f"ONNX Runtime copied {name}: expected its buffer to be used in place", hint=_VERSION)
             options.add_initializer(name, value)
-            self._values[name] = value
+            self._values.append(value)
         disabled = ["ConstantFolding", "NchwcTransformer"]
         path = str(bundle.path / MODEL_FILE)
-        self._session: Any = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled)
-        self._input, self._output = bundle.input_name, bundle.output_name
-        self._prove_live(bundle.probes()[:1])
+        self._failures = _failures(ort)
+        try:
+            self._session: Any = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled)
+        except self._failures as error:
+            raise RefusedError(f"ONNX Runtime refuses the model: {str(error)[:200]}", hint=_VERSION) from error
+        self._input, self._output, self._shape = bundle.input_name, bundle.output_name, bundle.input_shape
+        self._prove_live(np.array(probe_inputs(bundle)[:1]))
 
     def run(self, pixels: Array) -> Array:
-        """Features float32 (n, width) of normalised pixels float32 (n, 3, s, s)."""
-        result: Array = self._session.run([self._output], {self._input: pixels})[0]
+        """Features float32 (n, width) of normalised pixels float32 (n, 3, s, s); raises InputError for pixels of another shape
+        or dtype, RefusedError when ONNX Runtime fails."""
+        if pixels.dtype != np.float32 or pixels.ndim != 4 or pixels.shape[1:] != self._shape:
+            raise InputError(f"wrong pixels: expected float32 (n, {', '.join(map(str, self._shape))}), got {pixels.dtype} {pixels.shape}")
+        try:
+            result: Array = self._session.run([self._output], {self._input: pixels})[0]
+        except self._failures as error:
+            raise RefusedError(f"ONNX Runtime failed: {str(error)[:200]}", hint="see `edgeedit doctor`") from error
         return result
 
     def swap(self, new: Mapping[str, Array]) -> None:
@@ -64,13 +74,29 @@ class OrtEngine:
 
     def _prove_live(self, probe: Array) -> None:
         before = self.run(probe)
+        if not np.isfinite(before).all():
+            raise RefusedError("session's output is not finite on the first probe", hint="check the bundle with `edgeedit doctor`")
         for name in self._editable:
             buffer = self.weights[name]
             kept = buffer.copy()
-            buffer += np.asarray(PERTURBATION, dtype=buffer.dtype)
-            moved = self.run(probe)
-            buffer[...] = kept
+            # Noise and not a constant: behind a normalisation the inputs of a matrix sum to zero, which hides a constant.
+            size = np.float32(PERTURBATION * (float(np.sqrt(np.mean(np.square(kept, dtype=np.float32)))) or 1.0))
+            noise = size * np.random.default_rng(0).standard_normal(buffer.shape, np.float32)
+            try:
+                buffer += noise.astype(buffer.dtype)
+                moved = self.run(probe)
+            finally:
+                buffer[...] = kept
             if np.array_equal(moved, before):
-                raise RefusedError(f"session does not see {name}: a patch would change nothing", hint="use a supported onnxruntime version")
+                raise RefusedError(f"session does not see {name}: a patch would change nothing", hint=_VERSION)
+            if not np.isfinite(moved).all():
+                raise RefusedError(f"session's output is not finite when {name} moves: cannot prove that it is live", hint=_VERSION)
         if not np.array_equal(self.run(probe).view(np.uint8), before.view(np.uint8)):
-            raise RefusedError("session does not return to its output after the liveness probe", hint="use a supported onnxruntime version")
+            raise RefusedError("session does not return to its output after the liveness probe", hint=_VERSION)
+
+
+def _failures(ort: Any) -> tuple[type[Exception], ...]:
+    """The exception types of ONNX Runtime, which have no common base, and RuntimeError."""
+    state = ort.capi.onnxruntime_pybind11_state
+    found = [value for value in vars(state).values() if isinstance(value, type) and issubclass(value, Exception)]
+    return (RuntimeError, *found)

@@ -160,4 +160,4 @@ def test_doctor_finds_a_changed_store(world: Any, store: Path) -> None:
     data = bytearray(path.read_bytes())
     data[9] ^= 1
     path.write_bytes(bytes(data))
-    assert [c.name for c in examine(store) if c.level == "FAIL"] == ["store"]
+    assert [c.name for c in examine(store) if c.level == "FAIL"] == ["bundle"]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -134,33 +132,3 @@ def test_attempts_are_counted_before_weights_load_and_end_in_revert(world: Any, 
         assert not opened.claim(number, "999999999-dead")
         assert opened.generation(number).state == "reverted"
         assert opened.head().id == 0
-
-
-def test_killed_process_leaves_the_old_or_the_new_generation(world: Any, store: Path, tmp_path: Path) -> None:
-    """Killed at the n-th durable step of staging and confirming: after a restart the head is whole, and applying works."""
-    path = tmp_path / "p.eep"
-    path.write_bytes(world.patch(1))
-    code = (
-        "import os, sys\nfrom pathlib import Path\ncut = int(sys.argv[3])\ncount = 0\nreal = os.fsync\n"
-        "def fsync(handle):\n    global count\n    count += 1\n    if count == cut:\n        os._exit(9)\n    real(handle)\n"
-        "os.fsync = fsync\nimport sqlite3\nfrom edgeedit.device import store as s\n"
-        "event = s._event\n"
-        "def cutting(db, *row):\n    global count\n    count += 1\n    if count == cut:\n        os._exit(9)\n    event(db, *row)\n"
-        "s._event = cutting\nfrom edgeedit.device.apply import apply_patch\napply_patch(Path(sys.argv[1]), Path(sys.argv[2]))\n"
-    )
-    cuts = 0
-    for cut in range(1, 12):
-        done = subprocess.run([sys.executable, "-c", code, str(store), str(path), str(cut)], capture_output=True, check=False)
-        cuts += done.returncode == 9
-        with Store.open(store) as opened:
-            head = opened.head()
-            assert head.result == (world.bundle.fingerprint if head.id == 0 else world.mark(world.weights))
-            assert all(opened.patch(g.patch).digest == g.patch for g in opened.chain(head.id))
-        if done.returncode == 0:
-            break
-        with Store.open(store) as opened:
-            trial = opened.trial()
-            if trial is not None and trial.attempts >= MAX_TRIAL_ATTEMPTS - 1:
-                opened.revert(trial.id, "test")
-    assert cuts >= 3
-    assert apply_patch(store, path).state in ("confirmed", "already applied")
