@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -79,138 +79,139 @@ class Model:
             self.state[trial] = "reverted"
 
 
-def _machine(template: Any) -> type[RuleBasedStateMachine]:
-    folder, bundle, key = template
+class Machine(RuleBasedStateMachine):
+    """Every step on the store and on the model."""
 
-    class Machine(RuleBasedStateMachine):
-        def __init__(self) -> None:
-            super().__init__()
-            self.folder = Path(tempfile.mkdtemp(dir=folder))
-            shutil.copytree(folder / "store", self.folder / "store")
-            self.store = Store.open(self.folder / "store")
-            self.model = Model({n: np.array(a) for n, a in bundle.weights().items()})
-            self.owners = [new_owner(), new_owner()]
+    template: ClassVar[Any]
 
-        def teardown(self) -> None:
-            shutil.rmtree(self.folder)
+    def __init__(self) -> None:
+        super().__init__()
+        self.work, self.bundle, self.key = self.template
+        self.folder = Path(tempfile.mkdtemp(dir=self.work))
+        shutil.copytree(self.work / "store", self.folder / "store")
+        self.store = Store.open(self.folder / "store")
+        self.model = Model({n: np.array(a) for n, a in self.bundle.weights().items()})
+        self.owners = [new_owner(), new_owner()]
 
-        @rule(seed=st.integers(0, 5))
-        def stage(self, seed: int) -> None:
-            """A patch made for the head."""
-            model = self.model
-            signer = WORLD.World(bundle, key, folder / "ml.pub", dict(model.weights[model.head]))
-            data = signer.patch(seed)
-            trial = model.trial()
-            if trial is not None and model.patch[trial] == data:
-                assert self.store.stage(data).id == trial
-            elif trial is not None or len(model.chain()) >= MAX_CHAIN:
-                with pytest.raises(RefusedError):
-                    self.store.stage(data)
-            else:
-                assert self.store.stage(data).id == len(model.state)
-                model.parent.append(model.head)
-                model.patch.append(data)
-                model.state.append("staged")
-                model.attempts.append(0)
-                model.weights.append(signer.weights)
-                model.holder = ""
+    def teardown(self) -> None:
+        shutil.rmtree(self.folder)
 
-        @rule(pick=st.integers(0, 50))
-        def stage_again(self, pick: int) -> None:
-            """A patch seen before: no news where it runs already, refused where it does not fit."""
-            model = self.model
-            number = pick % len(model.state)
-            if number == 0 or model.parent[number] == model.head:
-                return
-            if number in model.chain() or number == model.trial():
-                assert self.store.stage(model.patch[number]).patch == self.store.generation(number).patch
-            elif model.patch[number] not in [model.patch[n] for n in model.chain()]:
-                with pytest.raises(MismatchError):
-                    self.store.stage(model.patch[number])
+    @rule(seed=st.integers(0, 5))
+    def stage(self, seed: int) -> None:
+        """A patch made for the head."""
+        model = self.model
+        signer = WORLD.World(self.bundle, self.key, self.work / "ml.pub", dict(model.weights[model.head]))
+        data = signer.patch(seed)
+        trial = model.trial()
+        if trial is not None and model.patch[trial] == data:
+            assert self.store.stage(data).id == trial
+        elif trial is not None or len(model.chain()) >= MAX_CHAIN:
+            with pytest.raises(RefusedError):
+                self.store.stage(data)
+        else:
+            assert self.store.stage(data).id == len(model.state)
+            model.parent.append(model.head)
+            model.patch.append(data)
+            model.state.append("staged")
+            model.attempts.append(0)
+            model.weights.append(signer.weights)
+            model.holder = ""
 
-        @precondition(lambda self: len(self.model.state) > 1)
-        @rule(who=OWNERS, back=st.integers(0, 2))
-        def claim(self, who: int, back: int) -> None:
-            """Somebody starts an attempt."""
-            model, owner = self.model, self.owners[who]
-            number = max(1, len(model.state) - 1 - back)
-            free = model.state[number] in ("staged", "trying") and model.holder in ("", owner)
-            allowed = free and model.attempts[number] < MAX_TRIAL_ATTEMPTS
-            assert self.store.claim(number, owner) == allowed
-            if allowed:
-                model.state[number], model.holder = "trying", owner
-                model.attempts[number] += 1
-            elif free:
-                model.state[number] = "reverted"
+    @rule(pick=st.integers(0, 50))
+    def stage_again(self, pick: int) -> None:
+        """A patch seen before: no news where it runs already, refused where it does not fit."""
+        model = self.model
+        number = pick % len(model.state)
+        if number == 0 or model.parent[number] == model.head:
+            return
+        if number in model.chain() or number == model.trial():
+            assert self.store.stage(model.patch[number]).patch == self.store.generation(number).patch
+        elif model.patch[number] not in [model.patch[n] for n in model.chain()]:
+            with pytest.raises(MismatchError):
+                self.store.stage(model.patch[number])
 
-        @precondition(lambda self: len(self.model.state) > 1)
-        @rule(who=OWNERS)
-        def confirm(self, who: int) -> None:
-            """Somebody says that the probes passed."""
-            model, number = self.model, len(self.model.state) - 1
-            held = model.state[number] == "trying" and model.holder == self.owners[who]
-            assert self.store.beat(number, self.owners[who]) == held
-            assert self.store.confirm(number, self.owners[who]) == held
-            if held:
-                model.state[number] = "confirmed"
-                model.move(number)
+    @precondition(lambda self: len(self.model.state) > 1)
+    @rule(who=OWNERS, back=st.integers(0, 2))
+    def claim(self, who: int, back: int) -> None:
+        """Somebody starts an attempt."""
+        model, owner = self.model, self.owners[who]
+        number = max(1, len(model.state) - 1 - back)
+        free = model.state[number] in ("staged", "trying") and model.holder in ("", owner)
+        allowed = free and model.attempts[number] < MAX_TRIAL_ATTEMPTS
+        assert self.store.claim(number, owner) == allowed
+        if allowed:
+            model.state[number], model.holder = "trying", owner
+            model.attempts[number] += 1
+        elif free:
+            model.state[number] = "reverted"
 
-        @rule(pick=st.integers(0, 50), who=st.sampled_from((None, 0, 1)))
-        def revert(self, pick: int, who: int | None) -> None:
-            """Somebody says that a generation failed."""
-            model, number = self.model, pick % len(self.model.state)
-            owner = None if who is None else self.owners[who]
-            parent = model.parent[number]
-            if model.state[number] in ("staged", "trying"):
-                done = owner is None or (model.state[number] == "trying" and model.holder == owner)
-            else:
-                done = model.state[number] == "confirmed" and number == model.head
-            assert self.store.revert(number, "test", owner=owner) == done
-            if done:
-                was_head = number == model.head
-                model.state[number] = "reverted"
-                if was_head and parent is not None:
-                    model.move(parent)
+    @precondition(lambda self: len(self.model.state) > 1)
+    @rule(who=OWNERS)
+    def confirm(self, who: int) -> None:
+        """Somebody says that the probes passed."""
+        model, number = self.model, len(self.model.state) - 1
+        held = model.state[number] == "trying" and model.holder == self.owners[who]
+        assert self.store.beat(number, self.owners[who]) == held
+        assert self.store.confirm(number, self.owners[who]) == held
+        if held:
+            model.state[number] = "confirmed"
+            model.move(number)
 
-        @rule()
-        def roll_back(self) -> None:
-            """The owner wants the former generation."""
-            parent = self.model.parent[self.model.head]
-            if parent is None:
-                with pytest.raises(MismatchError):
-                    self.store.rollback()
-            else:
-                assert self.store.rollback().id == parent
-                self.model.move(parent)
+    @rule(pick=st.integers(0, 50), who=st.sampled_from((None, 0, 1)))
+    def revert(self, pick: int, who: int | None) -> None:
+        """Somebody says that a generation failed."""
+        model, number = self.model, pick % len(self.model.state)
+        owner = None if who is None else self.owners[who]
+        parent = model.parent[number]
+        if model.state[number] in ("staged", "trying"):
+            done = owner is None or (model.state[number] == "trying" and model.holder == owner)
+        else:
+            done = model.state[number] == "confirmed" and number == model.head
+        assert self.store.revert(number, "test", owner=owner) == done
+        if done:
+            was_head = number == model.head
+            model.state[number] = "reverted"
+            if was_head and parent is not None:
+                model.move(parent)
 
-        @rule(who=OWNERS)
-        def die(self, who: int) -> None:
-            """A Runtime's process ends without a word, and another one starts."""
-            boot, space, _, _, token = self.owners[who].split("/")
-            dead = f"{boot}/{space}/{2**22 + 7}/1/{token}"  # above the largest process number
-            if self.model.holder == self.owners[who]:
-                with self.store._write() as db:
-                    db.execute("UPDATE generation SET owner = ? WHERE owner = ?", (dead, self.owners[who]))
-                self.model.holder = ""
-            self.owners[who] = new_owner()
-            self.store = Store.open(self.folder / "store")
+    @rule()
+    def roll_back(self) -> None:
+        """The owner wants the former generation."""
+        parent = self.model.parent[self.model.head]
+        if parent is None:
+            with pytest.raises(MismatchError):
+                self.store.rollback()
+        else:
+            assert self.store.rollback().id == parent
+            self.model.move(parent)
 
-        @invariant()
-        def agrees(self) -> None:
-            """Head, trial, states, attempts and fingerprints are the model's; every patch of the chain is there."""
-            model, (head, trial) = self.model, self.store.current()
-            assert head.id == model.head and (trial and trial.id) == model.trial()
-            for number, (state, attempts) in enumerate(zip(model.state, model.attempts, strict=True)):
-                found = self.store.generation(number)
-                assert (found.state, found.attempts, found.parent) == (state, attempts, model.parent[number])
-            assert head.result == WORLD.World.mark(model.weights[model.head])
-            assert [self.store.patch(g.patch).data for g in self.store.chain(head.id)] == [model.patch[n] for n in model.chain()]
+    @rule(who=OWNERS)
+    def die(self, who: int) -> None:
+        """A Runtime's process ends without a word, and another one starts."""
+        boot, space, _, _, token = self.owners[who].split("/")
+        dead = f"{boot}/{space}/{2**22 + 7}/1/{token}"  # above the largest process number
+        if self.model.holder == self.owners[who]:
+            with self.store._write() as db:
+                db.execute("UPDATE generation SET owner = ? WHERE owner = ?", (dead, self.owners[who]))
+            self.model.holder = ""
+        self.owners[who] = new_owner()
+        self.store = Store.open(self.folder / "store")
 
-    return Machine
+    @invariant()
+    def agrees(self) -> None:
+        """Head, trial, states, attempts and fingerprints are the model's; every patch of the chain is there."""
+        model, (head, trial) = self.model, self.store.current()
+        assert head.id == model.head and (trial and trial.id) == model.trial()
+        for number, (state, attempts) in enumerate(zip(model.state, model.attempts, strict=True)):
+            found = self.store.generation(number)
+            assert (found.state, found.attempts, found.parent) == (state, attempts, model.parent[number])
+        assert head.result == WORLD.World.mark(model.weights[model.head])
+        assert [self.store.patch(g.patch).data for g in self.store.chain(head.id)] == [model.patch[n] for n in model.chain()]
 
 
 def test_store_agrees_with_its_model(template: Any) -> None:
-    case: Any = _machine(template).TestCase
+    Machine.template = template
+    case: Any = Machine.TestCase
     case.settings = settings(
         max_examples=20, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +102,8 @@ class World:
     public: Path
     weights: dict[str, Array]
 
-    def patch(self, seed: int, *, wrong_probe: bool = False, key: Ed25519PrivateKey | None = None) -> bytes:
-        """A signed patch on the present weights, which then become the patched ones."""
+    def patch(self, seed: int, *, wrong_probe: bool = False, key: Ed25519PrivateKey | None = None, **changes: Any) -> bytes:
+        """A signed patch on the present weights, which then become the patched ones; `changes` replace fields of its content."""
         deltas = random_deltas(seed)
         new = {d.name: apply_delta(self.weights[d.name], d) for d in deltas}
         before = {d.name: digest_array(self.weights[d.name]) for d in deltas}
@@ -115,7 +115,7 @@ class World:
             after={n: digest_array(a) for n, a in new.items()}, dtypes=dict.fromkeys(new, "float32"), expected=expected, tolerance=1e-4,
             provenance={"seed": seed},
         )  # fmt: skip
-        return build_patch(content, [key or self.key])
+        return build_patch(replace(content, **changes), [key or self.key])
 
     @staticmethod
     def mark(weights: dict[str, Array]) -> str:

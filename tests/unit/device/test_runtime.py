@@ -134,7 +134,12 @@ def test_no_frame_is_torn_while_patches_come_and_go(world: Any, store: Path) -> 
 def test_background_thread_takes_the_patch_and_reports_it(world: Any, store: Path) -> None:
     seen: list[Swap] = []
     done = threading.Event()
-    with Runtime(store, threads=1, poll_seconds=0.02, on_swap=lambda s: (seen.append(s), done.set())) as runtime:  # type: ignore[func-returns-value]
+
+    def take(swap: Swap) -> None:
+        seen.append(swap)
+        done.set()
+
+    with Runtime(store, threads=1, poll_seconds=0.02, on_swap=take) as runtime:
         _stage(store, world.patch(1))
         assert done.wait(20)
         assert runtime.generation == 1

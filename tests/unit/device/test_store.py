@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import errno
 import os
+import sqlite3
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from edgeedit.delta import SparsePart, TensorDelta
+from edgeedit.device import state
 from edgeedit.device.apply import apply_patch
+from edgeedit.device.owner import new_owner
 from edgeedit.device.store import Store
 from edgeedit.errors import EdgeEditError, InputError, IntegrityError, MismatchError, RefusedError, RevertedError
-from edgeedit.limits import MAX_TRIAL_ATTEMPTS
+from edgeedit.limits import MAX_CHAIN, MAX_TRIAL_ATTEMPTS
 
 
 @pytest.fixture
@@ -72,6 +77,116 @@ def test_store_without_keys_is_refused(world: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no trusted key"):
         Store.create(tmp_path / "s", world.bundle.path, [])
     assert not (tmp_path / "s").exists()
+
+
+def test_empty_trust_folder_is_no_key(world: Any, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no trusted key"):
+        Store.create(tmp_path / "s", world.bundle.path, [tmp_path / "empty"])
+    assert not (tmp_path / "s").exists()
+
+
+def test_database_that_fills_up_is_refused(world: Any, store: Path, tree: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The object is on disk already when SQLite finds no room: it goes away again."""
+    add = state.add_trial
+
+    def crowded(db: sqlite3.Connection, parent: state.Generation, patch: str, result: str) -> state.Generation:
+        assert list((store / "objects").iterdir())
+        db.execute("PRAGMA max_page_count = 1")  # SQLite takes the present size: not one page more
+        state.record_event(db, 0, "padding", "x" * 20_000)
+        return add(db, parent, patch, result)
+
+    monkeypatch.setattr(state, "add_trial", crowded)
+    error = _refused(store, world.patch(1), RefusedError, tree)
+    assert "full" in error.message and error.exit_code == 6
+
+
+def test_patch_for_another_model_is_refused(world: Any, store: Path, tree: Any) -> None:
+    base = dict(world.weights)
+    wide, many = np.zeros((4, 9), np.float32), np.zeros((5, 8), np.float32)
+    cases = ({"recipe": "other"}, {"precision": "float16"}, {"parent": "1" * 64}, {"expected": wide}, {"expected": many})
+    for changes in cases:
+        world.weights = dict(base)
+        assert _refused(store, world.patch(1, **changes), MismatchError, tree).exit_code == 4
+
+
+def test_tensor_that_may_not_be_edited_is_refused(world: Any, store: Path, tree: Any) -> None:
+    delta = TensorDelta("bias", (32,), sparse=SparsePart(np.array([3], np.int64), np.array([1], np.int16), 2.0**-6))
+    digests = {"before": {"bias": "1" * 64}, "after": {"bias": "2" * 64}, "dtypes": {"bias": "float32"}}
+    assert _refused(store, world.patch(1, deltas=[delta], **digests), MismatchError, tree).exit_code == 4
+
+
+def test_second_trial_is_refused(world: Any, store: Path, tree: Any) -> None:
+    base = dict(world.weights)
+    first = world.patch(1)
+    world.weights = base
+    with Store.open(store) as opened:
+        number = opened.stage(first).id
+        assert opened.stage(first).id == number
+    assert _refused(store, world.patch(2), RefusedError, tree).exit_code == 6
+
+
+def test_patch_deeper_in_the_chain_is_applied_already(world: Any, store: Path, tree: Any) -> None:
+    first = _confirmed(store, world.patch(1))
+    _confirmed(store, world.patch(2))
+    before = tree(store)
+    with Store.open(store) as opened:
+        assert opened.stage((store / "objects" / f"{first.patch}.eep").read_bytes()) == opened.generation(first.id)
+    assert tree(store) == before
+
+
+def test_full_chain_is_refused(world: Any, store: Path, tree: Any) -> None:
+    for seed in range(MAX_CHAIN):
+        _confirmed(store, world.patch(seed))
+    assert "chain is full" in _refused(store, world.patch(99), RefusedError, tree).message
+
+
+def test_object_that_is_another_signed_patch_is_found(world: Any, store: Path) -> None:
+    first = _confirmed(store, world.patch(1))
+    (store / "objects" / f"{first.patch}.eep").write_bytes(world.patch(2))
+    with Store.open(store) as opened, pytest.raises(IntegrityError, match="another patch"):
+        opened.patch(first.patch)
+
+
+def test_revert_of_the_head_ends_the_trial_made_for_it(world: Any, store: Path) -> None:
+    first = _confirmed(store, world.patch(1))
+    with Store.open(store) as opened:
+        second = opened.stage(world.patch(2))
+        assert opened.revert(first.id, "failed elsewhere")
+        assert (opened.head().id, opened.trial(), opened.generation(second.id).state) == (0, None, "reverted")
+
+
+def test_revert_spares_what_others_were_built_on(world: Any, store: Path) -> None:
+    first = _confirmed(store, world.patch(1))
+    second = _confirmed(store, world.patch(2))
+    with Store.open(store) as opened:
+        assert not opened.revert(first.id, "late news")
+        assert opened.head().id == second.id and opened.generation(first.id).state == "confirmed"
+
+
+def test_damaged_or_foreign_database_is_named(store: Path) -> None:
+    connection = state.connect(store / "state.sqlite")
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with pytest.raises(MismatchError, match="another version"):
+        Store.open(store)
+    (store / "state.sqlite").write_bytes(b"x" * 8192)
+    with pytest.raises(IntegrityError, match="damaged"):
+        Store.open(store)
+
+
+def test_refused_rollback_changes_nothing(store: Path, tree: Any) -> None:
+    before = tree(store)
+    with Store.open(store) as opened, pytest.raises(MismatchError):
+        opened.rollback()
+    assert tree(store) == before
+
+
+def _confirmed(store: Path, data: bytes) -> state.Generation:
+    with Store.open(store) as opened:
+        number, owner = opened.stage(data).id, new_owner()
+        assert opened.claim(number, owner) and opened.confirm(number, owner)
+        return opened.generation(number)
 
 
 def test_keys_removed_later_refuse_every_patch(world: Any, store: Path, tree: Any) -> None:
