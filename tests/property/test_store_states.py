@@ -86,11 +86,11 @@ class Machine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.work, self.bundle, self.key = self.template
+        self.work, self.base, self.key = self.template
         self.folder = Path(tempfile.mkdtemp(dir=self.work))
         shutil.copytree(self.work / "store", self.folder / "store")
         self.store = Store.open(self.folder / "store")
-        self.model = Model({n: np.array(a) for n, a in self.bundle.weights().items()})
+        self.model = Model({n: np.array(a) for n, a in self.base.weights().items()})
         self.owners = [new_owner(), new_owner()]
 
     def teardown(self) -> None:
@@ -100,7 +100,7 @@ class Machine(RuleBasedStateMachine):
     def stage(self, seed: int) -> None:
         """A patch made for the head."""
         model = self.model
-        signer = WORLD.World(self.bundle, self.key, self.work / "ml.pub", dict(model.weights[model.head]))
+        signer = WORLD.World(self.base, self.key, self.work / "ml.pub", dict(model.weights[model.head]))
         data = signer.patch(seed)
         trial = model.trial()
         if trial is not None and model.patch[trial] == data:

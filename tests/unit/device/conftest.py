@@ -28,7 +28,8 @@ EDITABLE = ("first", "second")
 def forward(weights: dict[str, Array], pixels: Array) -> Array:
     """The same network in numpy."""
     hidden = np.maximum(pixels.reshape(len(pixels), -1) @ weights["first"] + weights["bias"], 0)
-    return hidden @ weights["second"]
+    features: Array = hidden @ weights["second"]
+    return features
 
 
 def _graph(folder: Path, rows: list[MappedTensor]) -> None:

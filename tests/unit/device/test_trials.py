@@ -6,6 +6,8 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from edgeedit.device import prepare as preparing
 from edgeedit.device.apply import apply_patch
 from edgeedit.device.runtime import Runtime, Swap
 from edgeedit.device.store import Store
+from edgeedit.digest import fingerprint
 from edgeedit.errors import EdgeEditError, InputError, IntegrityError, RefusedError
 
 Array = np.ndarray[Any, Any]
@@ -28,7 +31,7 @@ class FakeEngine:
 
     def __init__(self, forward: Callable[[dict[str, Array], Array], Array], weights: Mapping[str, Array]) -> None:
         self.weights = {name: np.array(array) for name, array in weights.items()}
-        self._forward, self.off, self.error, self.seconds = forward, 0.0, None, 0.0
+        self._forward, self.off, self.seconds = forward, 0.0, 0.0
         self.error: Exception | None = None
 
     def run(self, pixels: Array) -> Array:
@@ -72,6 +75,20 @@ def _is_base(runtime: Runtime, world: Any) -> bool:
     return same and (runtime.generation, runtime.on_trial) == (0, False)
 
 
+def _spy(runtime: Any, look: Callable[[], Any]) -> list[Any]:
+    """What `look` returned at every frame that the engine ran."""
+    seen: list[Any] = []
+    run = runtime.engine.run
+
+    def looking(pixels: Array) -> Array:
+        seen.append(look())
+        answer: Array = run(pixels)
+        return answer
+
+    runtime.engine.run = looking
+    return seen
+
+
 @pytest.mark.parametrize("error", [RefusedError("session failed"), ValueError("not ours")])
 def test_engine_that_fails_in_the_probes_gets_its_weights_back(world: Any, store: Path, start: Any, error: Exception) -> None:
     with start() as runtime:
@@ -111,8 +128,7 @@ def test_unproven_answers_say_so_also_where_another_runtime_confirmed(world: Any
     with start() as first, start() as second:
         _stage(store, world.patch(1))
         for runtime in (first, second):
-            seen, run = [], runtime.engine.run
-            runtime.engine.run = lambda pixels, seen=seen, run=run, runtime=runtime: (seen.append(runtime.on_trial), run(pixels))[1]
+            seen = _spy(runtime, partial(getattr, runtime, "on_trial"))
             assert runtime.step().state == "confirmed"
             assert seen == [True] * 4
             assert not runtime.run(world.bundle.probes()).on_trial
@@ -141,8 +157,7 @@ def test_trial_withdrawn_meanwhile_is_not_confirmed(world: Any, store: Path, sta
 
 def test_one_trial_is_tried_by_one_runtime_at_a_time(world: Any, store: Path, start: Any) -> None:
     with start() as first, start() as second:
-        number, seen, run = _stage(store, world.patch(1)), [], first.engine.run
-        first.engine.run = lambda pixels: (seen.append(second.step()), run(pixels))[1]
+        number, seen = _stage(store, world.patch(1)), _spy(first, second.step)
         assert first.step().state == "confirmed"
         assert seen == [None] * 4
         with Store.open(store) as opened:
@@ -171,7 +186,12 @@ def test_slow_trial_notes_its_progress(world: Any, store: Path, start: Any, monk
     monkeypatch.setattr("edgeedit.device.runtime.BEAT_SECONDS", 0.0)
     beats: list[bool] = []
     beat = Store.beat
-    monkeypatch.setattr(Store, "beat", lambda self, number, owner: beats.append(beat(self, number, owner)) or beats[-1])
+
+    def counting(self: Store, number: int, owner: str) -> bool:
+        beats.append(beat(self, number, owner))
+        return beats[-1]
+
+    monkeypatch.setattr(Store, "beat", counting)
     with start() as runtime:
         _stage(store, world.patch(1))
         assert runtime.step().state == "confirmed"
@@ -203,9 +223,14 @@ def test_short_memory_is_exit_6_and_nothing_was_swapped(world: Any, store: Path,
 
 @pytest.mark.parametrize("field", ["after", "result"])
 def test_patch_that_comes_out_differently_is_exit_5(world: Any, store: Path, tmp_path: Path, field: str) -> None:
-    wrong: Any = {"first": "3" * 64, "second": "4" * 64} if field == "after" else "5" * 64
-    (tmp_path / "p.eep").write_bytes(world.patch(1, **{field: wrong}))
-    with pytest.raises(IntegrityError, match="came out wrong") as caught:
+    lie: dict[str, Any] = {"result": "5" * 64}
+    if field == "after":
+        # A consistent lie: the result is the fingerprint of the digests that the patch claims.
+        lie["after"] = {"first": "3" * 64, "second": "4" * 64}
+        rows = world.bundle.tensor_map.tensors
+        lie["result"] = fingerprint(replace(t.digest(), sha256=lie["after"].get(t.name, t.sha256)) for t in rows)
+    (tmp_path / "p.eep").write_bytes(world.patch(1, **lie))
+    with pytest.raises(IntegrityError, match="tensor first came out wrong" if field == "after" else "result came out wrong") as caught:
         apply_patch(store, tmp_path / "p.eep", threads=1)
     assert caught.value.exit_code == 5
     with Store.open(store) as opened:
