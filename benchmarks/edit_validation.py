@@ -28,10 +28,11 @@ from edgeedit.encoder.load import load_encoder
 from edgeedit.flows.elpv import development_scenario
 
 CANDIDATES = {
-    "fc1 d10": Lorsu(heads=0, lr=2e-4, distill=10.0, kl=2.0, steps=30),
-    "lorsu d10": Lorsu(heads=2, lr=1e-4, lr_low_rank=1e-3, distill=10.0, kl=2.0, steps=30),
-    "fc1 d5": Lorsu(heads=0, lr=2e-4, distill=5.0, kl=1.0, steps=30),
-    "fc1 d10 no patterns": Lorsu(heads=0, lr=2e-4, distill=10.0, kl=2.0, steps=30, patterns=0),
+    "lorsu d5 (default)": Lorsu(),
+    "lorsu d10": Lorsu(distill=10.0, kl=2.0),
+    "fc1 d5": Lorsu(heads=0, lr=2e-4),
+    "fc1 d10": Lorsu(heads=0, lr=2e-4, distill=10.0, kl=2.0),
+    "lorsu d5 no patterns": Lorsu(patterns=0),
 }
 
 

@@ -1,6 +1,6 @@
 """The demo's device half: a process of its own in which torch, onnx and transformers cannot be imported.
 
-It sees only copied files: `bundle/`, `fix.eep`, `ml.pub`, `inputs.npz` paths given in `job.json`.  It provisions a store,
+It sees only copied files: `bundle/`, `fix.eep`, `ml.pub`, the held-out pixels (`*.npy`) and `job.json`.  It provisions a store,
 serves real frames from a second thread through `Runtime` while the patch is taken, measures swaps and rebuilds side by
 side, writes the new features of every held-out image, rolls back, and writes `device.json`.
 Guarantees: every figure in `device.json` was measured in this process; nothing is read from the server's results.
@@ -23,6 +23,8 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+
+from edgeedit.errors import EdgeEditError
 
 Array = np.ndarray[Any, Any]
 BLOCKED = (
@@ -61,7 +63,7 @@ def _served(
         try:
             answer = run(frames[index : index + 1])
             log.append((index, answer.output.copy(), answer.generation))
-        except RuntimeError as error:  # a lost frame is counted, not raised: the camera would go on
+        except (RuntimeError, EdgeEditError) as error:  # a lost frame is counted, not raised: the camera would go on
             errors.append(str(error))
         number += 1
 

@@ -1,0 +1,52 @@
+"""The demo's whole chain on the real encoder and real images, with few steps and few held-out images to stay short."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from edgeedit.edit.lorsu import Lorsu
+from edgeedit.edit.shots import Shots, make_shots
+from edgeedit.flows import demo
+from edgeedit.flows.elpv import development_scenario
+
+
+def _every(shots: Shots, step: int) -> Shots:
+    rows = list(range(0, len(shots.paths), step))
+    return make_shots([shots.paths[i] for i in rows], shots.labels[rows], shots.classes, [shots.groups[i] for i in rows])
+
+
+@pytest.mark.slow
+def test_mistake_repair_patch_swap_and_rollback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The development blocks: a test must not look at what the demo's seeds hold out.
+    data = development_scenario(0)
+    small = replace(
+        data,
+        control=_every(data.control, 4),
+        target_heldout=_every(data.target_heldout, 3),
+        control_heldout=_every(data.control_heldout, 2),
+        unrelated_train=_every(data.unrelated_train, 3),
+        unrelated_heldout=_every(data.unrelated_heldout, 20),
+    )
+    monkeypatch.setattr(demo, "scenario", lambda _: small)
+    monkeypatch.setattr(demo, "Lorsu", lambda: Lorsu(steps=10, lr=2e-4, lr_low_rank=2e-3))
+    value = demo.run_demo(tmp_path / "out", [0], lambda *_: None)
+    run = value["runs"][0]
+    assert run["target_error"]["after"] < run["target_error"]["before"]
+    assert run["changed_weights"]["outside_mask"] == 0 < run["changed_weights"]["count"]
+    assert run["device_equals_server"] and run["rollback_exact"]
+    apply = run["apply"]
+    assert (apply["state"], apply["frames_lost"], apply["frames_torn"]) == ("confirmed", 0, 0)
+    assert apply["frames_by_model"]["old"] > 0 and apply["frames_by_model"]["new"] > 0
+    assert run["patch_bytes"] < run["encoder_bytes"] / 40
+    left = {p.name for p in (tmp_path / "out").iterdir()}
+    assert {"fix.eep", "report.html", "commands.txt", "pictures", "demo.json"} <= left
+    assert len(list((tmp_path / "out" / "pictures").glob("*.png"))) == 6
+    assert "CC BY-NC-SA" in (tmp_path / "out" / "report.html").read_text("utf-8")
+    before = (tmp_path / "out" / "seed-0" / "run.json").stat().st_mtime_ns
+    again = demo.run_demo(tmp_path / "out", [0], lambda *_: None)
+    assert (tmp_path / "out" / "seed-0" / "run.json").stat().st_mtime_ns == before, "a finished seed was run again"
+    assert json.loads(json.dumps(again["mean"])) == json.loads(json.dumps(value["mean"]))
