@@ -25,14 +25,12 @@ def test_mistake_repair_patch_swap_and_rollback(tmp_path: Path, monkeypatch: pyt
     data = development_scenario(0)
     small = replace(
         data,
-        control=_every(data.control, 4),
         target_heldout=_every(data.target_heldout, 3),
-        control_heldout=_every(data.control_heldout, 2),
         unrelated_train=_every(data.unrelated_train, 3),
         unrelated_heldout=_every(data.unrelated_heldout, 20),
     )
     monkeypatch.setattr(demo, "scenario", lambda _: small)
-    monkeypatch.setattr(demo, "Lorsu", lambda: Lorsu(steps=10, lr=2e-4, lr_low_rank=2e-3))
+    monkeypatch.setattr(demo, "Lorsu", lambda: Lorsu(steps=15))
     value = demo.run_demo(tmp_path / "out", [0], lambda *_: None)
     run = value["runs"][0]
     assert run["target_error"]["after"] < run["target_error"]["before"]
