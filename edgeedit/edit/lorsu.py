@@ -5,6 +5,7 @@ Defaults were chosen on validation splits only (`benchmarks/edit_validation.py`)
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from edgeedit.errors import InputError
@@ -31,5 +32,10 @@ class Lorsu:
 
     def __post_init__(self) -> None:
         sizes = self.heads >= 0 and 1 <= self.rank <= 1024 and self.steps >= 1 and self.batch >= 1 and self.patterns >= 0
-        if not (0 < self.share <= 1 and sizes and 2 <= self.bits <= 8):
-            raise InputError(f"method settings are out of range: got {self}", hint="share in (0, 1], heads >= 0, rank 1..1024, bits 2..8")
+        rates = all(math.isfinite(v) and v > 0 for v in (self.lr, self.lr_low_rank))
+        weights = all(math.isfinite(v) and v >= 0 for v in (self.distill, self.kl))
+        if not (0 < self.share <= 1 and sizes and rates and weights and 2 <= self.bits <= 8):
+            raise InputError(
+                f"method settings are out of range: got {self}",
+                hint="share in (0, 1], heads >= 0, rank 1..1024, learning rates > 0, weights >= 0, bits 2..8",
+            )

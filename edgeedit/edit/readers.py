@@ -106,10 +106,19 @@ def save_reader(reader: Reader, path: Path) -> None:
 
 
 def load_reader(path: Path) -> Reader:
-    """Read an .npz; raises InputError when it is none."""
+    """Read an .npz; raises InputError when it is none or when its numbers do not fit together."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = [np.ascontiguousarray(stored[key], dtype=np.float32) for key in ("mean", "std", "weight", "bias")]
-            return Reader(str(stored["kind"]), tuple(str(c) for c in stored["classes"]), *arrays)
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            reader = Reader(str(stored["kind"]), tuple(str(c) for c in stored["classes"]), *arrays)
+    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise InputError(f"cannot read reader {path}: expected an .npz made by `edgeedit reader fit`, got {error}") from error
+    width, classes = reader.mean.size, len(reader.classes)
+    shapes = [array.shape for array in arrays]
+    if reader.kind not in ("linear", "prototypes") or shapes != [(width,), (width,), (width, classes), (classes,)]:
+        raise InputError(f"reader {path} is inconsistent: expected matching shapes, got {reader.kind} with {shapes}")
+    if classes < 2 or len(set(reader.classes)) != classes:
+        raise InputError(f"reader {path} is not usable: expected two or more different classes, got {list(reader.classes)}")
+    if not all(np.isfinite(array).all() for array in arrays) or not (reader.std > 0).all():
+        raise InputError(f"reader {path} is not usable: expected finite numbers and positive spreads")
+    return reader

@@ -10,6 +10,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 
 from edgeedit import __version__
 from edgeedit.delta import Delta, TensorDelta
+from edgeedit.digest import digest_file
 from edgeedit.edit.evaluate import features, judge, reader_labels
 from edgeedit.edit.gate import decide
 from edgeedit.edit.locality import Locality, choose, mean_gradients
@@ -55,27 +57,52 @@ class EditResult:
     features_after: Mapping[str, Array] = field(default_factory=dict)
 
 
-def _check(shots: Shots, control: Shots, reader: Reader, heldout: HeldOut) -> None:
+def _check(encoder: Encoder, shots: Shots, control: Shots, reader: Reader, heldout: HeldOut, limit: float) -> None:
+    """All that can be refused before a minute of training; raises InputError."""
+    if not 0 <= limit <= 1:
+        raise InputError(f"limit is out of range: expected a share in [0, 1], got {limit}")
+    if (heldout.unrelated is None) != (heldout.unrelated_reader is None):
+        raise InputError("unrelated set is incomplete: expected images and their reader together")
     for name, row in (("shots", shots), ("held-out target", heldout.target)):
         if (row.labels < 0).any():
             raise InputError(f"{name} have no labels: expected a label for every image")
-        missing = sorted(set(row.classes) - {row.classes[i] for i in set(row.labels.tolist())})
+        missing = sorted(set(row.classes) - _names(row))
         if missing or len(row.classes) < 2:
             raise InputError(f"{name} lack a class: expected at least two classes with images, got none of {missing or 'a second'}")
-    seen, judged = set(shots.paths) | set(control.paths), set(heldout.target.paths)
-    for extra in (heldout.control, heldout.unrelated):
-        judged |= set(extra.paths) if extra is not None else set()
-    both = sorted(str(p) for p in seen & judged)
+    pairs = [(row, reader) for row in (shots, heldout.target, heldout.control)] + [(heldout.unrelated, heldout.unrelated_reader)]
+    for judged, own in pairs:
+        if judged is not None and own is not None:
+            if own.mean.size != encoder.width:
+                raise InputError(f"reader does not fit the encoder: expected width {encoder.width}, got {own.mean.size}")
+            reader_labels(judged, own)
+    for name in sorted(_names(shots) ^ _names(heldout.target)):
+        side = "the shots" if name in _names(shots) else "the held-out target images"
+        raise InputError(f"label is only on one side: expected {name} in shots and held-out target images, got it in {side} only")
+    _check_disjoint(shots, control, heldout)
+
+
+def _names(shots: Shots) -> set[str]:
+    return {shots.classes[i] for i in set(shots.labels.tolist())}
+
+
+def _check_disjoint(shots: Shots, control: Shots, heldout: HeldOut) -> None:
+    """Compares file contents: the same picture under another name is the same picture."""
+    edited, kept, judged = (
+        {digest_file(path): path for row in rows if row is not None for path in row.paths}
+        for rows in ((shots,), (control,), (heldout.target, heldout.control, heldout.unrelated))
+    )
+    both = sorted(str(judged[content]) for content in {*edited, *kept} & set(judged))
     if both:
         raise InputError(f"held-out images were also used to edit: expected none, got {len(both)}, for example {both[0]}")
-    overlap = sorted(str(p) for p in set(shots.paths) & set(control.paths))
+    overlap = sorted(str(edited[content]) for content in set(edited) & set(kept))
     if overlap:
         raise InputError(f"shots overlap the control images: expected none, got {len(overlap)}, for example {overlap[0]}")
-    reader_labels(shots, reader)
 
 
 def _round(encoder: Encoder, locality: Locality, selection: Selection, bits: int) -> tuple[TensorDelta, ...]:
     sparse, low = selection.deltas()
+    if not all(np.isfinite(array).all() for array in (*sparse.values(), *(x for pair in low.values() for x in pair))):
+        raise InputError("training diverged: expected finite weights, got NaN or infinity", hint="lower the learning rates")
     shapes = {name: tuple(p.shape) for name, p in encoder.parameters_by_name().items()}
     made = []
     for name, values in sparse.items():
@@ -101,11 +128,13 @@ class _Census:
     survival: Mapping[str, float]
 
 
-def _census(old: Mapping[str, Array], new: Mapping[str, Array], locality: Locality, precision: str) -> _Census:
+def _census(old: Mapping[str, Array], new: Mapping[str, Array], locality: Locality) -> _Census:
+    """Compares every parameter bit for bit, also those that no one meant to touch."""
     changed = outside = 0
     lived = {name: [0, 0] for name in ("float32", "float16", "bfloat16")}
     for name, before in old.items():
-        differ = before != new[name]
+        bits = f"u{before.dtype.itemsize}"
+        differ = before.view(bits) != new[name].view(bits)
         changed += int(differ.sum())
         declared = np.zeros(before.shape, dtype=bool)
         if name in locality.entries:
@@ -143,7 +172,7 @@ def edit(
     """Edit `encoder` (left unchanged) from labelled `shots`; `control` images need no labels.
 
     Raises InputError for unusable sets.  `precision` is the deployed one; `limit` the allowed rise of an error (0..1)."""
-    _check(shots, control, reader, heldout)
+    _check(encoder, shots, control, reader, heldout, limit)
     torch.manual_seed(seed)
     values = parameter_values(encoder, precision)
     base = with_values(encoder, values)
@@ -157,7 +186,8 @@ def edit(
     seconds = time.perf_counter() - start
     new = {**values, **{t.name: apply_delta(values[t.name], t) for t in tensors}}
     edited = with_values(encoder, new)
-    census = _census(values, new, locality, precision)
+    # Read back from the encoder that is judged, not from what was meant to be put into it.
+    census = _census(values, parameter_values(edited, precision), locality)
     results, before, after, rows = _evaluate(base, edited, reader, heldout, progress)
     gate = decide(results["target"], results.get("control"), results.get("unrelated"), limit)
     metrics = EditMetrics(
@@ -252,6 +282,7 @@ def _provenance(
         "versions": {
             "edgeedit": __version__,
             "torch": str(torch.__version__),
+            "transformers": version("transformers"),
             "numpy": np.__version__,
             "python": platform.python_version(),
         },

@@ -20,7 +20,6 @@ from edgeedit.errors import InputError
 from edgeedit.limits import MAX_IMAGE_PIXELS
 
 Array = np.ndarray[Any, Any]
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
 
 @dataclass(frozen=True)
@@ -87,9 +86,12 @@ def _from_folder(path: Path) -> Shots:
 def _from_jsonl(path: Path) -> Shots:
     rows = []
     try:
-        lines = path.read_text("utf-8").splitlines()
+        # Not splitlines(): a JSON string may hold other line separators than the newline.
+        lines = path.read_text("utf-8").split("\n")
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}", hint="check the path") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"cannot read {path}: expected UTF-8, got {error.reason} at byte {error.start}") from error
     for number, line in enumerate(lines, 1):
         if line.strip():
             rows.append(_row(path, number, line))
@@ -107,7 +109,7 @@ def _from_jsonl(path: Path) -> Shots:
 
 def _row(path: Path, number: int, line: str) -> tuple[Path, str | None, str]:
     try:
-        value = json.loads(line)
+        value = json.loads(line, parse_constant=_no_constant)
         image = path.parent / value["image"]
         label = f"{value['question']} {value['answer']}" if "question" in value else value.get("label")
         return image, None if label is None else str(label), str(value.get("group", Path(value["image"]).stem))
@@ -115,8 +117,14 @@ def _row(path: Path, number: int, line: str) -> tuple[Path, str | None, str]:
         raise InputError(f"cannot read line {number} of {path}: expected image and label, got {error!r}") from error
 
 
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no label")
+
+
 def open_image(path: Path) -> Any:
-    """A decoded RGB PIL image; raises InputError naming an unreadable or oversized file."""
+    """A decoded RGB PIL image; raises InputError naming an unreadable or oversized file, or one of more than 8 bits.
+
+    PIL would clip 16-bit and float pixels at 255, that is, turn most of the picture white without a word."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -125,8 +133,13 @@ def open_image(path: Path) -> Any:
                 raise InputError(
                     f"image {path} is too large: expected at most {MAX_IMAGE_PIXELS} pixels, got {picture.width}x{picture.height}"
                 )
+            if picture.mode in ("I", "F") or picture.mode.startswith("I;"):
+                raise InputError(
+                    f"image {path} does not fit: expected 8 bits per channel, got PIL mode {picture.mode}",
+                    hint="convert it to 8 bits as the camera's own pipeline does",
+                )
             return picture.convert("RGB")
-    except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"cannot read image {path}: expected a picture, got {error}", hint="remove or replace the file") from error
 
 

@@ -21,6 +21,7 @@ from edgeedit.edit.locality import Locality
 from edgeedit.edit.lorsu import Lorsu
 from edgeedit.edit.readers import Reader
 from edgeedit.encoder.encoder import Encoder
+from edgeedit.errors import InputError
 from edgeedit.patterns import synthetic_pixels
 
 Array = np.ndarray[Any, Any]
@@ -135,11 +136,16 @@ def train(
         loss = _loss(features[:cut], features[cut:end], data.labels[shots[step]], base_features[kept[step]], reader, method, spread)
         if method.patterns:
             loss = loss + method.distill * (((features[end:] - pattern_features[seen[step]]) / pattern_spread) ** 2).mean()
+        reached = float(loss.detach())
+        if not math.isfinite(reached):
+            raise InputError(
+                f"training diverged at step {step + 1}: expected a finite loss, got {reached}", hint="lower the learning rates"
+            )
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
         if progress is not None:
-            progress(step + 1, method.steps, f"training, loss {float(loss):.3f}")
+            progress(step + 1, method.steps, f"training, loss {reached:.3f}")
     return selection
 
 

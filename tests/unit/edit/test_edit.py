@@ -12,13 +12,13 @@ import torch
 
 from edgeedit.edit.evaluate import features
 from edgeedit.edit.gate import decide
-from edgeedit.edit.locality import choose, mean_gradients, top_entries
+from edgeedit.edit.locality import Locality, choose, mean_gradients, top_entries
 from edgeedit.edit.lorsu import Lorsu
 from edgeedit.edit.quantize import low_rank_part, sparse_part, to_bfloat16
 from edgeedit.edit.readers import Reader, fit_linear, fit_prototypes, load_reader, save_reader
-from edgeedit.edit.run import EditResult, HeldOut, edit
+from edgeedit.edit.run import EditResult, HeldOut, _census, edit
 from edgeedit.edit.shots import Shots, load_pixels
-from edgeedit.edit.train import Selection
+from edgeedit.edit.train import Selection, TrainData, train
 from edgeedit.encoder.encoder import Encoder
 from edgeedit.encoder.values import parameter_values
 from edgeedit.errors import InputError
@@ -179,3 +179,113 @@ def test_unusable_sets_are_input_errors(encoder: Encoder, sets: dict[str, Shots]
     stranger = replace(sets["shots"], classes=("square", "circle"))
     with pytest.raises(InputError, match="unknown to the reader"):
         edit(encoder, stranger, sets["control"], reader, heldout=HeldOut(sets["target"]), **common)  # type: ignore[arg-type]
+
+
+def test_input_is_checked_before_training(encoder: Encoder, sets: dict[str, Shots], tmp_path: Path) -> None:
+    reader = _reader(encoder, sets["base"])
+    target = HeldOut(sets["target"])
+    for number, path in enumerate(sets["shots"].paths):
+        (tmp_path / f"{number}.png").write_bytes(path.read_bytes())
+    copies = replace(sets["shots"], paths=tuple(tmp_path / f"{n}.png" for n in range(len(sets["shots"].paths))))
+    narrow = replace(reader, mean=reader.mean[:5], std=reader.std[:5], weight=reader.weight[:5])
+    wider = replace(
+        reader, classes=("square", "stripe", "ring"), weight=np.pad(reader.weight, ((0, 0), (0, 1))), bias=np.zeros(3, np.float32)
+    )
+    ring = replace(sets["target"], classes=("square", "ring"))
+    cases = {
+        "also used to edit": (reader, HeldOut(copies), 0.02),
+        "does not fit the encoder": (narrow, target, 0.02),
+        "only on one side": (wider, HeldOut(ring), 0.02),
+        "unrelated set is incomplete": (reader, HeldOut(sets["target"], None, sets["base"]), 0.02),
+        "limit is out of range": (reader, target, float("nan")),
+    }
+    for words, (own, heldout, limit) in cases.items():
+        steps: list[int] = []
+        with pytest.raises(InputError, match=words):
+            edit(
+                encoder,
+                sets["shots"],
+                sets["control"],
+                own,
+                method=METHOD,
+                precision="float32",
+                heldout=heldout,
+                seed=0,
+                limit=limit,
+                progress=lambda done, *_, steps=steps: steps.append(done),  # type: ignore[misc]
+            )
+        assert not steps, words
+
+
+def test_training_that_diverges_is_an_input_error(encoder: Encoder, sets: dict[str, Shots]) -> None:
+    with pytest.raises(InputError, match="diverged"):
+        _edit(encoder, sets, replace(METHOD, lr=1e30))
+    with pytest.raises(InputError, match="out of range"):
+        replace(METHOD, lr=float("nan"))
+
+
+def test_the_census_sees_a_planted_leak(encoder: Encoder) -> None:
+    """One sign bit of a zero outside the mask counts; the same inside does not."""
+    name = encoder.fc1_name(0)
+    old = {name: np.zeros((4, 3), np.float32), "bias": np.zeros(4, np.float32)}
+    locality = Locality({name: np.array([2], np.int64)}, {}, np.zeros((1, 1)), np.zeros((1, 1), bool))
+    inside = {**old, name: old[name].copy()}
+    inside[name].flat[2] = 1.0
+    assert (_census(old, inside, locality).changed, _census(old, inside, locality).outside) == (1, 0)
+    leak = {**inside, "bias": np.array([0, -0.0, 0, 0], np.float32)}
+    assert (_census(old, leak, locality).changed, _census(old, leak, locality).outside) == (2, 1)
+
+
+def test_unlabelled_control_is_agreement_with_the_base(encoder: Encoder, sets: dict[str, Shots]) -> None:
+    base = replace(sets["base"], labels=np.full(len(sets["base"].paths), -1, np.int64), classes=())
+    reader = _reader(encoder, sets["base"])
+    held = HeldOut(sets["target"], base)
+    result = edit(encoder, sets["shots"], sets["control"], reader, method=METHOD, precision="float32", heldout=held, seed=0, limit=0.5)
+    before, after = (reader.logits_numpy(f["control"]).argmax(1) for f in (result.features_before, result.features_after))
+    control = result.metrics.control
+    assert control is not None and control.error_before == 0 and control.fixed == 0
+    assert control.broken == int((before != after).sum())
+
+
+def test_training_repairs_the_shots_and_distillation_holds_the_control(encoder: Encoder, sets: dict[str, Shots]) -> None:
+    """Labels are swapped, so the base is wrong on most shots; a wrong sign anywhere in the loss fails here."""
+    shots, reader = sets["shots"], _reader(encoder, sets["base"])
+    swapped = torch.from_numpy(1 - shots.labels)
+    pixels, control = (torch.from_numpy(load_pixels(sets[n], encoder.preprocess)) for n in ("shots", "control"))
+    everything = {n: np.ones(p.shape, np.float32) for n, p in encoder.parameters_by_name().items() if n in encoder.editable()}
+    locality = choose(encoder, everything, 0.5, 2)
+
+    def trained(method: Lorsu) -> tuple[float, float]:
+        selection = train(encoder, locality, TrainData(pixels, swapped, control), reader, method, 0, None)
+        with torch.no_grad():
+            weights = {f"wrapped.{n}": w for n, w in selection.weights().items()}
+            seen, kept = (torch.func.functional_call(encoder, weights, (x,)) for x in (pixels, control))
+            drift = ((kept - encoder(control)) / torch.from_numpy(reader.std)).square().mean()
+            return float(torch.nn.functional.cross_entropy(reader.logits(seen), swapped)), float(drift)
+
+    method = replace(METHOD, lr=2e-2, lr_low_rank=5e-2, steps=25, patterns=0, distill=0.0, kl=0.0)
+    with torch.no_grad():
+        start = float(torch.nn.functional.cross_entropy(reader.logits(encoder(pixels)), swapped))
+    free, held = trained(method), trained(replace(method, distill=50.0, kl=5.0))
+    assert free[0] < 0.8 * start
+    assert held[1] < 0.5 * free[1]
+
+
+def test_reader_files_that_do_not_fit_are_input_errors(encoder: Encoder, sets: dict[str, Shots], tmp_path: Path) -> None:
+    reader, path = _reader(encoder, sets["base"]), tmp_path / "r.npz"
+    np.save(tmp_path / "plain.npy", np.zeros(3))
+    (tmp_path / "empty.npz").write_bytes(b"")
+    for name in ("plain.npy", "empty.npz", "absent.npz"):
+        with pytest.raises(InputError, match="cannot read reader"):
+            load_reader(tmp_path / name)
+    bad = [
+        replace(reader, weight=reader.weight[:-1]),
+        replace(reader, kind="tree"),
+        replace(reader, classes=("square", "square")),
+        replace(reader, std=np.zeros_like(reader.std)),
+        replace(reader, bias=np.full(2, np.nan, np.float32)),
+    ]
+    for broken in bad:
+        save_reader(broken, path)
+        with pytest.raises(InputError, match=r"reader .* is"):
+            load_reader(path)

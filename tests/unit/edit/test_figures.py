@@ -14,7 +14,7 @@ from scipy import stats
 from sklearn import metrics as reference
 
 from edgeedit.edit.evaluate import auc, balanced_error, mcnemar, paired_change, t_interval, wilson
-from edgeedit.edit.shots import load_shots, split_by_group
+from edgeedit.edit.shots import load_shots, open_image, split_by_group
 from edgeedit.errors import InputError
 
 
@@ -58,6 +58,25 @@ def test_paired_interval_is_wider_when_images_come_in_groups() -> None:
     grouped = paired_change(labels, before, bad_group, tuple(str(i // 10) for i in range(200)))
     assert grouped.high - grouped.low > 1.5 * (single.high - single.low)
     assert grouped.low <= bad_group.mean() <= grouped.high
+
+
+@pytest.mark.parametrize(("images", "broke"), [(50, 0.01), (100, 0.01), (400, 0.01)])
+def test_paired_interval_covers_a_rare_break(images: int, broke: float) -> None:
+    """A bootstrap alone covers 41 % at 50 images: where no break was drawn, no resample shows one."""
+    rng = np.random.default_rng(0)
+    labels, names = np.arange(images) % 2, tuple(str(n) for n in range(images))
+    before = np.zeros(images, dtype=bool)
+    found = [paired_change(labels, before, rng.random(images) < broke, names) for _ in range(100)]
+    assert sum(i.low <= broke <= i.high for i in found) >= 93
+
+
+def test_no_flip_among_few_images_proves_nothing() -> None:
+    """For one class the floor is the published formula: with no flip, +-1.96 sqrt(2) / (n + 2)."""
+    still = np.zeros(100, dtype=bool)
+    found = paired_change(np.zeros(100, dtype=np.int64), still, still, tuple(str(n) for n in range(100)))
+    assert (found.low, found.high) == pytest.approx((-1.959964 * 2**0.5 / 102, 1.959964 * 2**0.5 / 102), abs=1e-6)
+    one_group = paired_change(np.arange(100) % 2, still, still, ("lot",) * 100)
+    assert (one_group.low, one_group.high) == (-1, 1)
 
 
 def _picture(path: Path) -> Path:
@@ -114,3 +133,27 @@ def test_bad_sets_are_one_sentence_and_exit_2(tmp_path: Path) -> None:
     _picture(both / "b" / "1.png")
     with pytest.raises(InputError, match="both sides"):
         split_by_group(load_shots(both), 0.5, 0)
+
+
+def test_pictures_that_pil_would_spoil_are_refused(tmp_path: Path) -> None:
+    """16-bit grey values above 255 would become white; NaN would become a number."""
+    wide = (np.arange(64).reshape(8, 8) * 1000).astype(np.uint16)
+    Image.fromarray(wide).save(tmp_path / "16.png")
+    values = np.full((8, 8), np.nan, dtype=np.float32)
+    Image.fromarray(values).save(tmp_path / "f.tif")
+    for name in ("16.png", "f.tif"):
+        with pytest.raises(InputError, match=f"{name} does not fit: expected 8 bits"):
+            open_image(tmp_path / name)
+
+
+def test_bad_lines_are_input_errors_and_odd_text_is_not(tmp_path: Path) -> None:
+    picture = _picture(tmp_path / "x.png").name
+    (tmp_path / "latin.jsonl").write_bytes(f'{{"image": "{picture}", "label": "br\u00fcchig"}}\n'.encode("latin-1"))
+    with pytest.raises(InputError, match="expected UTF-8"):
+        load_shots(tmp_path / "latin.jsonl")
+    (tmp_path / "nan.jsonl").write_text(f'{{"image": "{picture}", "label": NaN}}\n' * 2, "utf-8")
+    with pytest.raises(InputError, match=r"line 1 of .*NaN is no label"):
+        load_shots(tmp_path / "nan.jsonl")
+    lines = [json.dumps({"image": picture, "label": label}, ensure_ascii=False) for label in ("a\u2028b", "c")]
+    (tmp_path / "odd.jsonl").write_text("\n".join(lines), "utf-8")
+    assert load_shots(tmp_path / "odd.jsonl").classes == ("a\u2028b", "c")
