@@ -23,7 +23,7 @@ from edgeedit.encoder.encoder import Encoder
 from edgeedit.encoder.values import parameter_values
 from edgeedit.errors import InputError
 from edgeedit.metrics import Interval, SetResult, metrics_from_json
-from edgeedit.rounding import apply_delta, changed_elements, check_scale, low_rank_product
+from edgeedit.rounding import apply_delta, changed_elements, check_scale, legal_step, low_rank_product
 
 METHOD = Lorsu(share=0.1, heads=1, rank=2, lr=3e-3, lr_low_rank=1e-2, steps=6, batch=8, patterns=2)
 
@@ -126,6 +126,8 @@ def test_integer_forms_are_close_and_legal() -> None:
     part = sparse_part(np.arange(500, dtype=np.int64), values, 4)
     assert part is not None
     check_scale(part.step, power_of_two=False)
+    rms = float(np.sqrt((values.astype(np.float64) ** 2).mean()))
+    assert part.step == legal_step(rms / 4)  # rms x 2^(2 - bits)
     rebuilt = np.zeros(500)
     rebuilt[part.index] = part.step * part.q
     assert np.abs(rebuilt - values).max() <= part.step / 2 * 1.001
@@ -136,6 +138,10 @@ def test_integer_forms_are_close_and_legal() -> None:
     error = np.linalg.norm(low.scale * low_rank_product(low) - a @ b) / np.linalg.norm(a @ b)
     assert error < 0.03
     assert sparse_part(np.arange(3, dtype=np.int64), np.zeros(3, np.float32), 4) is None
+    values[0] = 1.0  # far outside: the step grows until it fits 127
+    outlier = sparse_part(np.arange(500, dtype=np.int64), values, 8)
+    assert outlier is not None and np.abs(outlier.q).max() == 127
+    assert outlier.step * 127 == pytest.approx(1.0, rel=1e-3)
 
 
 def test_bfloat16_rounding_equals_torch() -> None:

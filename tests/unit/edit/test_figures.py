@@ -75,6 +75,8 @@ def test_no_flip_among_few_images_proves_nothing() -> None:
     still = np.zeros(100, dtype=bool)
     found = paired_change(np.zeros(100, dtype=np.int64), still, still, tuple(str(n) for n in range(100)))
     assert (found.low, found.high) == pytest.approx((-1.959964 * 2**0.5 / 102, 1.959964 * 2**0.5 / 102), abs=1e-6)
+    many = paired_change(np.arange(100) % 20, still, still, tuple(str(n) for n in range(100)))
+    assert many.high == pytest.approx(found.high, rel=0.05)  # equal classes weigh as one pool does
     one_group = paired_change(np.arange(100) % 2, still, still, ("lot",) * 100)
     assert (one_group.low, one_group.high) == (-1, 1)
 
