@@ -50,14 +50,9 @@ def edited_encoder(encoder: Encoder, delta: Delta | None, precision: str) -> Enc
     return with_values(encoder, values)
 
 
-def probe_outputs(encoder: Encoder, bundle: Bundle) -> Array:
-    """Features of an encoder, as it is, on the bundle's probes; float32 (n, width)."""
-    return run_encoder(encoder, bundle.probes())
-
-
 def expectations(encoder: Encoder, delta: Delta | None, bundle: Bundle) -> Array:
     """Expected features on the bundle's probes, float32 (n, width); `delta` None gives those of the parent."""
-    return probe_outputs(edited_encoder(encoder, delta, bundle.precision), bundle)
+    return run_encoder(edited_encoder(encoder, delta, bundle.precision), bundle.probes())
 
 
 def check_probes(old_outputs: Array, new_outputs: Array, tolerance: float) -> None:

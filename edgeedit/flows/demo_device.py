@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib.abc
 import json
-import shutil
 import statistics
 import sys
 import threading
@@ -37,7 +36,6 @@ BLOCKED = (
     "matplotlib",
     "edgeedit.encoder",
     "edgeedit.edit",
-    "edgeedit.deploy",
 )
 SWAPS = 20  # swaps behind the median
 REBUILDS = 5  # rebuilt sessions behind each median
@@ -92,18 +90,6 @@ def _rebuild_ms(model: Path, *, prepack: bool, threads: int) -> float:
         onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
 
     return statistics.median(_milliseconds(build) for _ in range(REBUILDS))
-
-
-def _write_patched(bundle: Any, weights: Mapping[str, Array], folder: Path) -> Path:
-    """Plain files of the patched generation (graph copied, weights rewritten), for the rebuild rivals."""
-    folder.mkdir()
-    shutil.copyfile(bundle.path / "model.onnx", folder / "model.onnx")
-    shutil.copyfile(bundle.path / "weights.bin", folder / "weights.bin")
-    with (folder / "weights.bin").open("r+b") as handle:
-        for tensor in bundle.tensor_map.tensors:
-            handle.seek(tensor.offset)
-            handle.write(np.ascontiguousarray(weights[tensor.name]).tobytes())
-    return folder / "model.onnx"
 
 
 def _copy(weights: Mapping[str, Array]) -> dict[str, Array]:
@@ -190,6 +176,8 @@ def _roll_back(runtime: Any, store_path: Path, frames: Array, weights: Mapping[s
 
 def run_device(job: Path) -> dict[str, Any]:
     """Everything the device does in the demo; `job` is the folder with the copied files.  Returns the figures."""
+    # Of the deploy room only the part that needs numpy alone; with torch and onnx blocked nothing else of it can load.
+    from edgeedit.deploy.materialize import write_weights
     from edgeedit.device.apply import read_patch_file
     from edgeedit.device.runtime import Runtime
     from edgeedit.device.store import Store
@@ -208,7 +196,7 @@ def run_device(job: Path) -> dict[str, Any]:
         touched = {n: new_weights[n] for n in new_weights if not np.array_equal(new_weights[n], old_weights[n])}
         timings = _swap_timings(runtime.engine, {n: old_weights[n] for n in touched}, touched)
         rollback_exact = _roll_back(runtime, store_path, frames, old_weights, old_outputs)
-        model = _write_patched(runtime.bundle, new_weights, job / "rebuilt")
+        model = write_weights(runtime.bundle, new_weights, job / "rebuilt")
     apply = {
         "state": record.state,
         "prepare_ms": record.prepare_ms,
