@@ -155,7 +155,7 @@ def pack(delta: Path, bundle: Path, keys: tuple[Path, ...], accept_undecided: st
 def demo(seeds: str, shots: Path | None, control: Path | None, out: Path, as_json: bool) -> None:
     """Mistake, repair, patch, swap in a running session, rollback: on a real encoder and real images."""
     from edgeedit.errors import InputError
-    from edgeedit.flows.demo import run_demo
+    from edgeedit.flows.demo import check_gates, run_demo
     from edgeedit.flows.demo_pages import table
 
     try:
@@ -166,3 +166,4 @@ def demo(seeds: str, shots: Path | None, control: Path | None, out: Path, as_jso
         raise InputError("own data is incomplete: expected --shots and --control together")
     value = run_demo(out, numbers, progress(), own=(shots, control) if shots and control else None)
     emit(value, table(value, out), as_json=as_json)
+    check_gates(value)

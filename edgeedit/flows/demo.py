@@ -3,6 +3,7 @@
 `run_demo` does the server half here and the device half in a process without torch (`demo_device`), on copied files.
 Guarantees: nothing is canned, every figure comes from this run; `target_error.after` comes from the device's session;
 the held-out images are used once, after all choices.  A finished seed is stored and not run again (`resume`).
+A seed whose gate fails is never packed; its server-side figures are kept, count in the mean, and `check_gates` ends with exit 3.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from edgeedit.edit.run import EditResult, HeldOut, edit
 from edgeedit.edit.shots import Shots, load_pixels
 from edgeedit.encoder.encoder import Encoder
 from edgeedit.encoder.load import load_encoder
-from edgeedit.errors import EdgeEditError, InputError
+from edgeedit.errors import EdgeEditError, GateError, InputError
 from edgeedit.files import write_json
 from edgeedit.flows.demo_pages import commands_page, save_pictures
 from edgeedit.flows.elpv import LICENCE_NOTE, Scenario, scenario
@@ -147,15 +148,10 @@ def run_seed(server: Server, data: Scenario, progress: Progress) -> dict[str, An
         limit=0.02,
     )
     seconds = time.perf_counter() - start
-    result.delta.save(folder / "fix.delta")
-    progress(3, len(STEPS), f"seed {seed}: packing")
-    reason = "the demo shows every seed's figures, whatever the gate says"
-    packed = pack(
-        result.delta, server.bundle, [load_private_key(server.private)], folder / "fix.eep", encoder=server.encoder, accept_undecided=reason
-    )
-    progress(4, len(STEPS), f"seed {seed}: device (a process without torch)")
-    figures, outputs = _device(server, folder, packed, data)
-    run = _judge(server, seed, data, reader, unrelated_reader, result, packed, figures, outputs)
+    if result.metrics.gate.verdict == "fail":
+        run = _refused(server, seed, result)
+    else:
+        run = _through_device(server, folder, data, reader, unrelated_reader, result, progress)
     run["edit_and_evaluate_seconds"] = seconds
     run["reader_refit"] = reader_refit(data, train, _features(server.encoder, data.shots), result.features_before)
     progress(5, len(STEPS), f"seed {seed}: report and pictures")
@@ -163,6 +159,42 @@ def run_seed(server: Server, data: Scenario, progress: Progress) -> dict[str, An
     write_json(folder / "run.json", run)
     progress(6, len(STEPS), f"seed {seed}: done")
     return run
+
+
+def _through_device(
+    server: Server, folder: Path, data: Scenario, reader: Reader, unrelated_reader: Reader, result: EditResult, progress: Progress
+) -> dict[str, Any]:
+    """Pack the delta, run it in a process without torch and judge the held-out images with that process's outputs."""
+    progress(3, len(STEPS), f"seed {data.seed}: packing")
+    result.delta.save(folder / "fix.delta")
+    reason = "the demo shows every seed's figures, whatever the gate says"
+    packed = pack(
+        result.delta, server.bundle, [load_private_key(server.private)], folder / "fix.eep", encoder=server.encoder, accept_undecided=reason
+    )
+    progress(4, len(STEPS), f"seed {data.seed}: device (a process without torch)")
+    figures, outputs = _device(server, folder, packed, data)
+    return _judge(server, data.seed, data, reader, unrelated_reader, result, packed, figures, outputs)
+
+
+def _refused(server: Server, seed: int, result: EditResult) -> dict[str, Any]:
+    """The run of a seed whose gate failed: figures of the rounded weights on the server, nothing packed, no device."""
+    metrics = result.metrics
+    run: dict[str, Any] = {"seed": seed, "gate": metrics.gate.verdict, "gate_reasons": list(metrics.gate.reasons)}
+    for name in ("target", "control", "unrelated"):
+        row = getattr(metrics, name)
+        run[f"{name}_error"] = {"before": row.error_before, "after": row.error_after, "n": row.n}
+        if row.auc_before is not None:
+            run[f"{name}_auc"] = {"before": row.auc_before, "after": row.auc_after}
+    return {**run, **_cost(server, result), "patch_bytes": None, "apply": None, "device_equals_server": None, "rollback_exact": None}
+
+
+def _cost(server: Server, result: EditResult) -> dict[str, Any]:
+    metrics = result.metrics
+    return {
+        "changed_weights": {"count": metrics.changed_count, "share": metrics.changed_share, "outside_mask": metrics.outside_mask},
+        "encoder_bytes": (server.bundle.path / "weights.bin").stat().st_size,
+        "edit_seconds": metrics.edit_seconds,
+    }
 
 
 def _judge(
@@ -191,13 +223,10 @@ def _judge(
             run[f"{name}_auc"] = {"before": before.auc_before, "after": area}
     expected = {t.name: t.sha256 for t in server.bundle.tensor_map.tensors}
     expected.update(packed.after)
-    metrics = result.metrics
     return {
         **run,
-        "changed_weights": {"count": metrics.changed_count, "share": metrics.changed_share, "outside_mask": metrics.outside_mask},
+        **_cost(server, result),
         "patch_bytes": packed.size,
-        "encoder_bytes": (server.bundle.path / "weights.bin").stat().st_size,
-        "edit_seconds": metrics.edit_seconds,
         "apply": figures["apply"],
         "device_equals_server": figures["digests"] == expected and verdicts_equal and not figures["server_packages_loaded"],
         "max_output_difference": largest,
@@ -207,7 +236,9 @@ def _judge(
 
 def _leave(server: Server, folder: Path, run: Mapping[str, Any], result: EditResult, data: Scenario) -> None:
     cost = {"patch_bytes": run["patch_bytes"], "encoder_bytes": run["encoder_bytes"]}
-    device = {**run["apply"], **{k: run[k] for k in ("device_equals_server", "rollback_exact", "max_output_difference")}}
+    device = None
+    if run["apply"] is not None:
+        device = {**run["apply"], **{k: run[k] for k in ("device_equals_server", "rollback_exact", "max_output_difference")}}
     noted = replace(result.delta, info={**result.delta.info, "licence_notes": [LICENCE_NOTE]})
     save_report(noted, folder / "report.html", cost=cost, device=device)
     save_pictures(result.delta, folder / "pictures")
@@ -227,10 +258,10 @@ def mean_of(runs: list[dict[str, Any]]) -> dict[str, Any]:
             "change_95": [low, high],
         }
     result["reader_refit"] = {key: float(np.mean([run["reader_refit"][key] for run in runs])) for key in runs[0]["reader_refit"]}
-    result["swap_ms"] = float(np.median([run["apply"]["swap_ms"] for run in runs]))
-    result["rebuild_default_ms"] = float(np.median([run["apply"]["rebuild_default_ms"] for run in runs]))
-    result["rebuild_noprepack_ms"] = float(np.median([run["apply"]["rebuild_noprepack_ms"] for run in runs]))
-    result["patch_bytes"] = float(np.mean([run["patch_bytes"] for run in runs]))
+    applied = [run for run in runs if run["apply"] is not None]
+    for key in ("swap_ms", "rebuild_default_ms", "rebuild_noprepack_ms"):
+        result[key] = float(np.median([run["apply"][key] for run in applied])) if applied else None
+    result["patch_bytes"] = float(np.mean([run["patch_bytes"] for run in applied])) if applied else None
     result["target_ratio"] = result["target_error"]["after"] / max(result["target_error"]["before"], 1e-12)
     return result
 
@@ -244,6 +275,14 @@ def sentence(runs: list[dict[str, Any]]) -> str:
         return f"The edit is better than the rival: {figures}, and the whole 95% interval is above zero."
     spread = "one seed, no interval" if low is None else f"95% of the difference {low:+.3f} .. {2 * gap.mean() - low:+.3f}"
     return f"The edit is not shown to be better than the rival: {figures} ({spread}); use it when the reader cannot be touched."
+
+
+def check_gates(value: Mapping[str, Any]) -> None:
+    """Raise GateError (exit 3) when the gate of any seed failed; the figures of all seeds are written by then."""
+    failed = [run for run in value["runs"] if run["gate"] == "fail"]
+    if failed:
+        reasons = "; ".join(f"seed {run['seed']}: {', '.join(run['gate_reasons'])}" for run in failed)
+        raise GateError(f"gate failed: expected pass or undecided for every seed, got {reasons}", hint="no patch was made of these seeds")
 
 
 def run_demo(out: Path, seeds: list[int], progress: Progress, own: tuple[Path, Path] | None = None) -> dict[str, Any]:
@@ -260,9 +299,12 @@ def run_demo(out: Path, seeds: list[int], progress: Progress, own: tuple[Path, P
         else:
             runs.append(run_seed(server, own_scenario(*own, seed) if own else scenario(seed), progress))
     mean = mean_of(runs)
-    first = out / f"seed-{seeds[0]}"
+    shown = next((run for run in runs if run["apply"] is not None), runs[0])
+    first = out / f"seed-{shown['seed']}"
     for name in ("fix.eep", "report.html", "commands.txt"):
-        shutil.copyfile(first / name, out / name)
+        (out / name).unlink(missing_ok=True)
+        if (first / name).exists():
+            shutil.copyfile(first / name, out / name)
     shutil.copytree(first / "pictures", out / "pictures", dirs_exist_ok=True)
     value = {
         "encoder": {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,22 +94,34 @@ def table(value: Mapping[str, Any], out: Path) -> str:
         lines.append(f"{text:22}{row['before']:8.3f}{row['after']:9.3f}{_pm(row)}")
     refit = mean["reader_refit"]
     lines.append(f"{'rival: reader re-fit':22}{'':8}{refit['target_error']:9.3f}   control {refit['control_error']:.3f}")
-    changed, apply = runs[0]["changed_weights"], runs[0]["apply"]
+    changed = runs[0]["changed_weights"]
     outside = sum(run["changed_weights"]["outside_mask"] for run in runs)
-    served, lost, torn = (sum(run["apply"][f"frames_{key}"] for run in runs) for key in ("served", "lost", "torn"))
-    kinds, equal = apply["frames_by_model"], all(run["device_equals_server"] for run in runs)
-    gap, exact = max(run["max_output_difference"] for run in runs), all(run["rollback_exact"] for run in runs)
-    rebuilds = f"rebuild {mean['rebuild_default_ms']:.0f} ms (default), {mean['rebuild_noprepack_ms']:.0f} ms (no prepacking)"
+    patch, *device = _device_lines(mean, [run for run in runs if run["apply"] is not None])
     lines += [
         f"changed weights       {changed['count']} ({changed['share']:.2%} of the encoder), outside the mask {outside}",
-        f"patch                 {mean['patch_bytes']:,.0f} bytes; encoder {runs[0]['encoder_bytes']:,} bytes",
+        patch,
         f"edit                  {runs[0]['edit_seconds']:.1f} s",
-        f"swap                  {mean['swap_ms']:.2f} ms; {rebuilds}",
-        f"frames                {served} served, {lost} lost, {torn} torn (first seed: {kinds['old']} old model, {kinds['new']} new)",
-        f"device equals server  {equal}; largest output difference {gap:.1e}",
-        f"rollback exact        {exact}",
+        *device,
         f"gate                  {', '.join(run['gate'] for run in runs)}",
         value["sentence"],
         f"left in {out}/: fix.eep report.html pictures/ commands.txt demo.json",
     ]
     return "\n".join(lines)
+
+
+def _device_lines(mean: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The patch line, then what the device did with the seeds that got there; one line when none did."""
+    if not runs:
+        return ["device                no seed passed the gate: nothing was packed or applied"]
+    apply = runs[0]["apply"]
+    served, lost, torn = (sum(run["apply"][f"frames_{key}"] for run in runs) for key in ("served", "lost", "torn"))
+    kinds, equal = apply["frames_by_model"], all(run["device_equals_server"] for run in runs)
+    gap, exact = max(run["max_output_difference"] for run in runs), all(run["rollback_exact"] for run in runs)
+    rebuilds = f"rebuild {mean['rebuild_default_ms']:.0f} ms (default), {mean['rebuild_noprepack_ms']:.0f} ms (no prepacking)"
+    return [
+        f"patch                 {mean['patch_bytes']:,.0f} bytes; encoder {runs[0]['encoder_bytes']:,} bytes",
+        f"swap                  {mean['swap_ms']:.2f} ms; {rebuilds}",
+        f"frames                {served} served, {lost} lost, {torn} torn (first seed: {kinds['old']} old model, {kinds['new']} new)",
+        f"device equals server  {equal}; largest output difference {gap:.1e}",
+        f"rollback exact        {exact}",
+    ]

@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edgeedit.edit.lorsu import Lorsu
+from edgeedit.edit.run import EditResult, edit
 from edgeedit.edit.shots import Shots, make_shots
+from edgeedit.errors import GateError
 from edgeedit.flows import demo
+from edgeedit.flows.demo_pages import table
 from edgeedit.flows.elpv import development_scenario
+from edgeedit.metrics import GateVerdict
 
 
 def _every(shots: Shots, step: int) -> Shots:
@@ -48,3 +53,24 @@ def test_mistake_repair_patch_swap_and_rollback(tmp_path: Path, monkeypatch: pyt
     again = demo.run_demo(tmp_path / "out", [0], lambda *_: None)
     assert (tmp_path / "out" / "seed-0" / "run.json").stat().st_mtime_ns == before, "a finished seed was run again"
     assert json.loads(json.dumps(again["mean"])) == json.loads(json.dumps(value["mean"]))
+
+
+@pytest.mark.slow
+def test_a_seed_whose_gate_fails_is_shown_but_never_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = development_scenario(0)
+    names = ("target_heldout", "control_heldout", "unrelated_train", "unrelated_heldout")
+    small = replace(data, **{name: _every(getattr(data, name), 10) for name in names})
+
+    def failing(*args: Any, **kwargs: Any) -> EditResult:
+        result = edit(*args, **kwargs)
+        return replace(result, metrics=replace(result.metrics, gate=GateVerdict("fail", ("control error rose by at least 0.1",), 0.02)))
+
+    monkeypatch.setattr(demo, "scenario", lambda _: small)
+    monkeypatch.setattr(demo, "Lorsu", lambda: Lorsu(steps=1))
+    monkeypatch.setattr(demo, "edit", failing)
+    value = demo.run_demo(tmp_path / "out", [0], lambda *_: None)
+    assert value["mean"]["target_error"]["after"] == value["runs"][0]["target_error"]["after"]
+    assert "no seed passed the gate" in table(value, tmp_path / "out")
+    assert not [p.name for p in (tmp_path / "out").rglob("*") if p.suffix in (".eep", ".delta")], "something deployable was written"
+    with pytest.raises(GateError, match="control error rose"):
+        demo.check_gates(value)
