@@ -22,8 +22,8 @@ class Interval:
 @dataclass(frozen=True)
 class SetResult:
     """One held-out set before and after: n images, balanced errors, AUCs, accuracies with Wilson 95 % intervals, the
-    paired flips (`fixed`: wrong then right, `broken`: right then wrong) and the exact McNemar p-value; `drop` is the
-    paired 95 % interval of the error change after - before."""
+    paired flips (`fixed`: wrong then right, `broken`: right then wrong) and the exact McNemar p-value; `change` is the
+    paired 95 % interval of the error change after - before; `shares_*` the share of images given each verdict."""
 
     name: str
     n: int
@@ -37,6 +37,8 @@ class SetResult:
     broken: int
     mcnemar_p: float
     change: Interval
+    shares_before: tuple[tuple[str, float], ...] = ()
+    shares_after: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ class EditMetrics:
 def set_result_from_json(row: Mapping[str, Any]) -> SetResult:
     """Inverse of `asdict` for SetResult."""
     intervals = {key: Interval(**row[key]) for key in ("wrong_before", "wrong_after", "change")}
-    return SetResult(**{**row, **intervals})
+    shares = {key: tuple((str(name), float(share)) for name, share in row.get(key, ())) for key in ("shares_before", "shares_after")}
+    return SetResult(**{**row, **intervals, **shares})
 
 
 def metrics_from_json(value: Mapping[str, Any]) -> EditMetrics:

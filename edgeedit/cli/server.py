@@ -76,28 +76,28 @@ def reader_fit(images: Path, bundle: Path, kind: str, out: Path, as_json: bool) 
 @click.option("-o", "--out", required=True, type=_PATH, help="The .delta to write.")
 @json_option
 def edit(out: Path, as_json: bool, **options: object) -> None:
-    """Repair the encoder from labelled SHOTS; exit 3 and no packable delta when the gate fails."""
+    """Repair the encoder from labelled SHOTS; exit 3 and no delta when the gate fails."""
+    from edgeedit.cli.figures import judged_lines
     from edgeedit.errors import GateError
-    from edgeedit.flows.server import EditRequest, run_edit
+    from edgeedit.flows.server import EditRequest, rejected_path, run_edit
 
     result = run_edit(EditRequest(**options), out, progress())  # type: ignore[arg-type]
     metrics = result.metrics
-    rows = [f"{'':10} {'n':>5} {'before':>8} {'after':>8}   95% of the change"]
-    for row in (metrics.target, metrics.control, metrics.unrelated):
-        if row is not None:
-            rows.append(
-                f"{row.name:10} {row.n:5d} {row.error_before:8.3f} {row.error_after:8.3f}   {row.change.low:+.3f} .. {row.change.high:+.3f}"
-            )
+    rows = judged_lines(metrics)
     rows.append(
         f"changed {metrics.changed_count} of {metrics.total_weights} weights ({metrics.changed_share:.2%}), "
         f"outside the mask {metrics.outside_mask}"
     )
     rows.append(f"edit {metrics.edit_seconds:.1f} s; gate: {metrics.gate.verdict}" + "".join(f"\n  - {r}" for r in metrics.gate.reasons))
-    emit({"delta": str(out), "metrics": metrics.to_json()}, "\n".join(rows), as_json=as_json)
+    emit({"delta": str(out) if metrics.gate.verdict != "fail" else None, "metrics": metrics.to_json()}, "\n".join(rows), as_json=as_json)
     if metrics.gate.verdict != "pass":
         raise GateError(
             f"gate did not pass: expected pass, got {metrics.gate.verdict}",
-            hint="see the reasons and the report; `pack` takes an undecided delta with --accept-undecided REASON",
+            hint=(
+                f"no delta was written; {rejected_path(out)} has the figures: change the shots, the share or the learning rate"
+                if metrics.gate.verdict == "fail"
+                else "see the reasons and the report; `pack` takes an undecided delta with --accept-undecided REASON"
+            ),
         )
 
 

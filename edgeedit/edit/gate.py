@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from edgeedit.metrics import GateVerdict, SetResult
 
+LEVEL = 0.05  # two-sided level of the exact McNemar test
+
 
 def decide(target: SetResult, control: SetResult | None, unrelated: SetResult | None, limit: float) -> GateVerdict:
     """Fail: the target did not improve, or even the lower bound of a retained set's rise is above `limit`.  Pass: the
-    target's change is below zero with its whole interval and every rise with its whole interval is at most `limit`.
-    Undecided: the images do not say."""
+    target's change is below zero with its whole interval, its flips are no chance (exact McNemar, two-sided 5 %), and every
+    rise with its whole interval is at most `limit`.  Undecided: the images do not say."""
     fails, open_questions = [], []
     if target.error_after >= target.error_before:
         fails.append(f"target error did not fall: {target.error_before:.3f} -> {target.error_after:.3f}")
     elif target.change.high >= 0:
         open_questions.append(f"target improvement is not certain: 95% of the change {target.change.low:+.3f}..{target.change.high:+.3f}")
+    elif target.fixed <= target.broken or target.mcnemar_p > LEVEL:
+        open_questions.append(
+            f"target improvement may be chance: {target.fixed} images repaired, {target.broken} broken, McNemar p {target.mcnemar_p:.3f}"
+        )
     for row in (control, unrelated):
         if row is None:
             continue

@@ -25,11 +25,12 @@ from edgeedit.bundle import Bundle, load_bundle, save_bundle
 from edgeedit.catalog import load_profile, load_recipe
 from edgeedit.deploy.export import export_bundle
 from edgeedit.digest import digest_file
-from edgeedit.edit.evaluate import auc, balanced_error, features, t_interval
+from edgeedit.edit.evaluate import features
 from edgeedit.edit.lorsu import Lorsu
 from edgeedit.edit.readers import Reader, fit_linear, save_reader
 from edgeedit.edit.run import EditResult, HeldOut, edit
 from edgeedit.edit.shots import Shots, load_pixels
+from edgeedit.edit.statistics import auc, balanced_error, t_interval
 from edgeedit.encoder.encoder import Encoder
 from edgeedit.encoder.load import load_encoder
 from edgeedit.errors import EdgeEditError, GateError, InputError

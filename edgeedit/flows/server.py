@@ -14,17 +14,21 @@ import numpy as np
 
 from edgeedit.bundle import Bundle, load_bundle, save_bundle
 from edgeedit.catalog import load_profile, load_recipe
+from edgeedit.delta import Delta
 from edgeedit.deploy.compare import compare
 from edgeedit.deploy.export import export_bundle
-from edgeedit.edit.evaluate import balanced_error, features
+from edgeedit.edit.evaluate import features
 from edgeedit.edit.lorsu import Lorsu
 from edgeedit.edit.readers import Reader, fit_linear, fit_prototypes, load_reader, save_reader
 from edgeedit.edit.run import EditResult, HeldOut, edit
 from edgeedit.edit.shots import Shots, load_pixels, load_shots, split_by_group
+from edgeedit.edit.statistics import balanced_error
 from edgeedit.encoder.encoder import Encoder
 from edgeedit.encoder.load import load_encoder
 from edgeedit.errors import InputError, MismatchError
+from edgeedit.files import write_json
 from edgeedit.limits import MAX_PROBES
+from edgeedit.metrics import EditMetrics
 
 Array = np.ndarray[Any, Any]
 
@@ -112,7 +116,8 @@ def _sets(request: EditRequest) -> tuple[Shots, Shots, HeldOut]:
 
 
 def run_edit(request: EditRequest, out: Path, progress: Callable[[int, int, str], None]) -> EditResult:
-    """Edit, evaluate, and save the delta (also a failed one: `pack` refuses it, the report explains it)."""
+    """Edit, evaluate and save.  A failed edit leaves no delta, only its figures as JSON (`rejected_path`); an undecided one
+    leaves a delta that says so, which `pack` refuses unless a reason is given."""
     shots, control, heldout = _sets(request)
     bundle = load_bundle(request.bundle)
     chosen = {name: getattr(request, name) for name in ("share", "heads", "steps") if getattr(request, name) is not None}
@@ -128,8 +133,24 @@ def run_edit(request: EditRequest, out: Path, progress: Callable[[int, int, str]
         limit=request.limit,
         progress=progress,
     )
-    result.delta.save(out)
+    save_judged(result.delta, result.metrics, out)
     return result
+
+
+def rejected_path(out: Path) -> Path:
+    """Where the figures of a delta that failed its gate are written."""
+    return out.with_name(out.name + ".rejected.json")
+
+
+def save_judged(delta: Delta, metrics: EditMetrics, out: Path) -> None:
+    """Write the delta unless its gate failed; then write its figures, and remove an older delta of that name."""
+    if metrics.gate.verdict == "fail":
+        write_json(rejected_path(out), {"schema_version": 1, **delta.info})
+        # A delta of an earlier run under this name would be taken for this one.
+        out.unlink(missing_ok=True)
+        return
+    rejected_path(out).unlink(missing_ok=True)
+    delta.save(out)
 
 
 def compare_bundle(path: Path) -> dict[str, Any]:

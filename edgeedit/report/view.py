@@ -180,6 +180,9 @@ def measure_rows(result: SetResult, confused: Confusion | None) -> list[tuple[st
                 words.difference(result.auc_before, result.auc_after),
             )
         )
+    # A reader that calls everything defective has a fine AUC and a useless error: the three belong together.
+    for (name, before), (_, after) in zip(result.shares_before[:4], result.shares_after[:4], strict=True):
+        rows.append((f"Judged {name}", words.percent(before), words.percent(after), words.points(after - before)))
     if confused and confused.kappa_before is not None and confused.kappa_after is not None:
         kappas = words.decimal(confused.kappa_before, 2), words.decimal(confused.kappa_after, 2)
         rows.append(("Agreement with the truth, kappa", *kappas, ""))

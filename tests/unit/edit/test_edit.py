@@ -160,7 +160,7 @@ def test_readers_agree_with_torch_and_survive_a_file(encoder: Encoder, sets: dic
 
 
 def _set(name: str, before: float, after: float, low: float, high: float) -> SetResult:
-    return SetResult(name, 100, before, after, None, None, Interval(0, 1), Interval(0, 1), 1, 1, 1.0, Interval(low, high))
+    return SetResult(name, 100, before, after, None, None, Interval(0, 1), Interval(0, 1), 30, 1, 1e-6, Interval(low, high))
 
 
 def test_gate_decides_by_the_intervals() -> None:
@@ -170,6 +170,9 @@ def test_gate_decides_by_the_intervals() -> None:
     assert decide(good, _set("control", 0.1, 0.12, -0.01, 0.05), None, 0.02).verdict == "undecided"
     assert decide(_set("target", 0.5, 0.55, 0.0, 0.1), kept, None, 0.02).verdict == "fail"
     assert decide(good, None, None, 0.02).verdict == "undecided"
+    for chance in (replace(good, fixed=6, broken=1, mcnemar_p=0.125), replace(good, fixed=1, broken=30)):
+        found = decide(chance, kept, None, 0.02)
+        assert found.verdict == "undecided" and "McNemar" in found.reasons[0]
 
 
 def test_unusable_sets_are_input_errors(encoder: Encoder, sets: dict[str, Shots]) -> None:

@@ -13,8 +13,8 @@ from PIL import Image
 from scipy import stats
 from sklearn import metrics as reference
 
-from edgeedit.edit.evaluate import auc, balanced_error, mcnemar, paired_change, t_interval, wilson
 from edgeedit.edit.shots import load_shots, open_image, split_by_group
+from edgeedit.edit.statistics import auc, balanced_error, mcnemar, paired_change, t_interval, verdict_shares, wilson
 from edgeedit.errors import InputError
 
 
@@ -159,3 +159,7 @@ def test_bad_lines_are_input_errors_and_odd_text_is_not(tmp_path: Path) -> None:
     lines = [json.dumps({"image": picture, "label": label}, ensure_ascii=False) for label in ("a\u2028b", "c")]
     (tmp_path / "odd.jsonl").write_text("\n".join(lines), "utf-8")
     assert load_shots(tmp_path / "odd.jsonl").classes == ("a\u2028b", "c")
+
+
+def test_shares_are_of_the_verdicts_not_of_the_labels() -> None:
+    assert verdict_shares(np.array([0, 0, 2, 0]), 3) == (0.75, 0.0, 0.25)

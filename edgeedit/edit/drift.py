@@ -1,0 +1,145 @@
+"""How far an edited encoder has moved from its base: linear CKA per block, shift of the features, agreement at the border.
+
+Guarantees: all figures compare the same images before and after; 1 means unchanged for CKA and agreement, 0 means unchanged
+for a shift.  Nothing here needs labels.
+"""
+
+from __future__ import annotations
+
+import statistics as plain
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgeedit.edit.evaluate import BATCH
+from edgeedit.encoder.encoder import Encoder
+from edgeedit.errors import InputError
+
+Array = np.ndarray[Any, Any]
+BORDER = 0.05  # gap of the two largest probabilities below which an image is borderline (Where-to-Edit, arXiv 2411.01948)
+
+
+@dataclass(frozen=True)
+class Drift:
+    """`cka` one value per block (0..1); `shift` root mean square change of the features in units of the base's spread;
+    `cosine` mean cosine distance of the centred features (0..2)."""
+
+    cka: tuple[float, ...]
+    shift: float
+    cosine: float
+
+
+def linear_cka(x: Array, y: Array) -> float:
+    """Linear centred kernel alignment of two (n, width) sets of rows (Kornblith et al. 2019):
+    |Yc'Xc|_F^2 / (|Xc'Xc|_F |Yc'Yc|_F).  Raises InputError when the rows do not belong together or do not vary."""
+    if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or len(x) < 2:
+        raise InputError(f"rows do not belong together: expected two sets of the same images, got {x.shape} and {y.shape}")
+    a, b = (rows.astype(np.float64) - rows.mean(axis=0, dtype=np.float64) for rows in (x, y))
+    scale = float(np.linalg.norm(a.T @ a) * np.linalg.norm(b.T @ b))
+    if scale == 0:
+        raise InputError("rows do not vary: expected images with different features, got one point")
+    return float(np.linalg.norm(b.T @ a) ** 2 / scale)
+
+
+def block_rows(encoder: Encoder, pixels: Array) -> list[Array]:
+    """Mean token of every block's output, (n, model width) each; `pixels` float32 (n, 3, s, s)."""
+    found: list[list[torch.Tensor]] = [[] for _ in range(encoder.blocks)]
+
+    def keep(block: int) -> Any:
+        def hook(_module: Any, _given: Any, output: Any) -> None:
+            tokens = output[0] if isinstance(output, tuple) else output
+            found[block].append(tokens.detach().float().mean(dim=1).cpu())
+
+        return hook
+
+    handles = [encoder.wrapped.get_submodule(_block_name(encoder, b)).register_forward_hook(keep(b)) for b in range(encoder.blocks)]
+    try:
+        with torch.inference_mode():
+            for start in range(0, len(pixels), BATCH):
+                encoder(torch.from_numpy(np.ascontiguousarray(pixels[start : start + BATCH])))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [torch.cat(parts).numpy() for parts in found]
+
+
+def _block_name(encoder: Encoder, block: int) -> str:
+    """Module that holds one block: the part of a first-FFN name up to and including the block's number."""
+    pattern = encoder.names["fc1"]
+    return pattern[: pattern.index("{block}") + len("{block}")].format(block=block)
+
+
+def embedding_shift(before: Array, after: Array) -> tuple[float, float]:
+    """(root mean square change in units of the base's spread per feature, mean cosine distance of the centred rows)."""
+    mean, spread = before.mean(axis=0, dtype=np.float64), np.maximum(before.std(axis=0, dtype=np.float64), 1e-6)
+    moved = float(np.sqrt((((after - before) / spread) ** 2).mean()))
+    a, b = before - mean, after - mean
+    lengths = np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-12)
+    return moved, float(1 - ((a * b).sum(axis=1) / lengths).mean())
+
+
+def drift(base: Encoder, edited: Encoder, pixels: Array, base_rows: tuple[list[Array], Array] | None = None) -> Drift:
+    """Drift of `edited` against `base` on normalised `pixels`; `base_rows` are the base's (block rows, features) if known."""
+    blocks, rows = base_rows if base_rows is not None else rows_of(base, pixels)
+    new_blocks, new_rows = rows_of(edited, pixels)
+    shift, cosine = embedding_shift(rows, new_rows)
+    return Drift(tuple(linear_cka(a, b) for a, b in zip(blocks, new_blocks, strict=True)), shift, cosine)
+
+
+def rows_of(encoder: Encoder, pixels: Array) -> tuple[list[Array], Array]:
+    """(mean token of every block, features) of one encoder, for `drift`."""
+    from edgeedit.edit.evaluate import features
+
+    return block_rows(encoder, pixels), features(encoder, pixels)
+
+
+def borderline_agreement(before: Array, after: Array, gap: float = BORDER) -> tuple[float | None, int]:
+    """(share of the base's borderline images whose verdict stays, their number) from logits (n, classes).
+
+    Borderline: the base's two largest probabilities lie closer than `gap`; (None, 0) when there is no such image."""
+    shifted = np.exp(before - before.max(axis=1, keepdims=True))
+    top = np.sort(shifted / shifted.sum(axis=1, keepdims=True), axis=1)[:, -2:]
+    near = (top[:, 1] - top[:, 0]) < gap
+    if not near.any():
+        return None, 0
+    return float((before[near].argmax(axis=1) == after[near].argmax(axis=1)).mean()), int(near.sum())
+
+
+@dataclass(frozen=True)
+class Advice:
+    """`action` is `go on`, `squash` or `retrain`; `reason` a sentence; `every` the mistakes to collect for one update, or None."""
+
+    action: str
+    reason: str
+    every: int | None
+
+
+def advise(gains: Sequence[float], drifts: Sequence[float], length: int, max_length: int, max_drift: float) -> Advice:
+    """What to do with a chain of `length` patches.  `gains[t]` is the fall of the target error by update t, `drifts[t]` the
+    embedding shift against the base after it; `max_drift` the shift at which the base should be trained anew.
+
+    Retrain when the shift is above `max_drift`, or when the last three updates together gain nothing; squash when the
+    chain is nearly as long as a device takes.  How often: updates are worth it while gain per drift holds; where the
+    later half's gain per drift is below half of the earlier half's, collect twice as many mistakes for one update."""
+    if len(gains) != len(drifts) or not gains:
+        raise InputError(f"chain is inconsistent: expected one gain and one drift for each update, got {len(gains)} and {len(drifts)}")
+    every = _every(gains, drifts)
+    if drifts[-1] > max_drift:
+        return Advice("retrain", f"features moved by {drifts[-1]:.2f} of their spread: the limit is {max_drift:.2f}", every)
+    if len(gains) >= 6 and sum(gains[-3:]) <= 0:
+        return Advice("retrain", "the last three updates together did not lower any error", every)
+    if length >= max_length - 1:
+        return Advice("squash", f"chain holds {length} patches: a device takes {max_length}", every)
+    return Advice("go on", f"features moved by {drifts[-1]:.2f} of their spread after {length} patches", every)
+
+
+def _every(gains: Sequence[float], drifts: Sequence[float]) -> int | None:
+    if len(gains) < 4:
+        return None
+    steps = [b - a for a, b in zip([0.0, *drifts[:-1]], drifts, strict=True)]
+    half = len(gains) // 2
+    rates = [plain.fmean(gains[part]) / max(1e-9, plain.fmean(steps[part])) for part in (slice(0, half), slice(half, None))]
+    return 2 if rates[0] > 0 and rates[1] < rates[0] / 2 else 1
