@@ -9,7 +9,7 @@ through a copy-on-write mapping, so a Bundle on disk is never changed.  `verify_
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,12 @@ class Bundle:
     """A provisioned model.  `tolerance` is the largest absolute difference (float32 output units) allowed between the
     torch encoder and this graph on the probes; `precision` is float32 or float16; `source_digest` names the encoder's
     weights, `graph_digest` the ONNX file, `fingerprint` all deployed tensors; `source` is where the server loads the encoder
-    from (a device ignores it)."""
+    from (a device ignores it).
+
+    The words for the engine come from the device profile: `engine` onnxruntime or tensorrt; `mode` aliased (weights written in
+    place), inputs (patchable matrices are graph inputs) or rebuild; `provider` with its options; `memory` host, or the device
+    type that holds the weights; `cache_prefix_option` names the provider's option that keeps compiled engines of different
+    weights apart; `batch` is the fixed number of images, 0 where it is free; `threads` 0 lets the engine decide."""
 
     path: Path
     recipe: str
@@ -95,6 +100,14 @@ class Bundle:
     fingerprint: str
     tensor_map: TensorMap
     source: str = ""
+    engine: str = "onnxruntime"
+    mode: str = "aliased"
+    provider: str = "CPUExecutionProvider"
+    provider_options: Mapping[str, str] = field(default_factory=dict)
+    cache_prefix_option: str = ""
+    memory: str = "host"
+    threads: int = 0
+    batch: int = 0
 
     def weights(self) -> dict[str, Array]:
         """Deployed name -> array, views into a private copy-on-write mapping of `weights.bin`."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ else:
     import tomli as tomllib
 
 _ROOTS = {"export": "export", "devices": "devices"}
+_MODES: Mapping[str, tuple[str, ...]] = {"onnxruntime": ("aliased", "inputs", "rebuild"), "tensorrt": ("refit",)}
 _PARTS = ("q", "k", "v", "o", "fc1", "fc2")
 
 
@@ -42,7 +43,8 @@ class Recipe:
 
 @dataclass(frozen=True)
 class DeviceProfile:
-    """A device or runtime target.  `memory_mb` (mebibytes of RAM shared by CPU and GPU) is None where unknown."""
+    """A device or runtime target.  `memory_mb` (mebibytes of RAM shared by CPU and GPU) is None where unknown; `unsupported` is the
+    reason why nothing is exported for it, "" where it is supported.  The words for the engine are those of `Bundle`."""
 
     name: str
     engine: str
@@ -54,6 +56,15 @@ class DeviceProfile:
     probes_first: bool
     python: tuple[str, ...]
     notes: str
+    mode: str = "aliased"
+    memory: str = "host"
+    batch: int = 0
+    provider_options: Mapping[str, str] = field(default_factory=dict)
+    cache_prefix_option: str = ""
+    unsupported: str = ""
+
+
+_PROFILE_FIELDS = {item.name for item in fields(DeviceProfile)} - {"name"}
 
 
 def _folder(kind: str) -> Path:
@@ -109,10 +120,12 @@ def load_profile(name_or_path: str) -> DeviceProfile:
     """Read a device profile by catalogue name or path; raises InputError naming the wrong field."""
     value, path = _read("devices", name_or_path)
     try:
-        memory = value["memory_mb"]
+        memory, mode = value["memory_mb"], str(value["mode"])
+        if mode not in _MODES.get(str(value["engine"]), ()):
+            raise InputError(f"profile {path} is wrong: expected engine and mode of {dict(_MODES)}, got {value['engine']} {mode}")
         if value["precision"] not in ("float32", "float16"):
             raise InputError(f"profile {path} is wrong: expected precision float32 or float16, got {value['precision']}")
-        return DeviceProfile(
+        profile = DeviceProfile(
             path.stem,
             str(value["engine"]),
             str(value["provider"]),
@@ -123,6 +136,17 @@ def load_profile(name_or_path: str) -> DeviceProfile:
             bool(value["probes_first"]),
             tuple(value["python"]),
             str(value["notes"]),
+            mode,
+            str(value.get("memory", "host")),
+            int(value.get("batch", 0)),
+            {str(k): str(v) for k, v in value.get("provider_options", {}).items()},
+            str(value.get("cache_prefix_option", "")),
+            str(value.get("unsupported", "")),
         )
+        if unknown := sorted(set(value) - _PROFILE_FIELDS):
+            raise InputError(
+                f"profile {path} is wrong: expected known fields, got {unknown[0]}", hint="compare with devices/linux-cpu.toml"
+            )
+        return profile
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"profile {path} is wrong: expected field {error}", hint="compare with devices/linux-cpu.toml") from error

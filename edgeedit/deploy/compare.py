@@ -69,12 +69,28 @@ def run_graph(folder: Path, pixels: Array, *, threads: int = 0) -> Array:
     try:
         path = str(folder / MODEL_FILE)
         session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled)
-        name = session.get_inputs()[0].name
-        parts = [session.run(None, {name: np.ascontiguousarray(pixels[rows])})[0] for rows in batches(len(pixels))]
+        given = session.get_inputs()[0]
+        fixed = given.shape[0] if isinstance(given.shape[0], int) else 0
+        parts = [
+            _run_rows(session, given.name, pixels[rows], fixed) for rows in (_fixed(len(pixels), fixed) if fixed else batches(len(pixels)))
+        ]
     except _ort_errors() as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"ONNX Runtime cannot run the graph: {reason}", hint="check the bundle and the size of the images") from error
     return np.concatenate(parts)
+
+
+def _fixed(count: int, batch: int) -> Iterator[slice]:
+    for start in range(0, count, batch):
+        yield slice(start, min(start + batch, count))
+
+
+def _run_rows(session: Any, name: str, pixels: Array, batch: int) -> Array:
+    """One run; a graph with a fixed batch gets its last rows filled up with zeros, which are cut off again."""
+    filled = np.zeros((batch or len(pixels), *pixels.shape[1:]), np.float32)
+    filled[: len(pixels)] = pixels
+    rows: Array = session.run(None, {name: filled})[0][: len(pixels)]
+    return rows
 
 
 def _ort_errors() -> tuple[type[Exception], ...]:

@@ -21,7 +21,17 @@ import numpy as np
 from edgeedit.bundle import MODEL_FILE, PROBES_FILE, WEIGHTS_FILE, Bundle, MappedTensor, TensorMap, save_bundle
 from edgeedit.catalog import DeviceProfile
 from edgeedit.deploy.compare import difference, run_encoder, run_graph
-from edgeedit.deploy.graph import INPUT_NAME, OUTPUT_NAME, TORCH_DTYPES, externalise, float_initialisers, rename, trace
+from edgeedit.deploy.graph import (
+    INPUT_NAME,
+    OUTPUT_NAME,
+    TORCH_DTYPES,
+    externalise,
+    fix_batch,
+    float_initialisers,
+    open_inputs,
+    rename,
+    trace,
+)
 from edgeedit.deploy.mapping import Match, ambiguous, match, stand_ins
 from edgeedit.deploy.materialize import layout, write_tensors
 from edgeedit.deploy.probes import DEFAULT_PROBES, check_inputs
@@ -32,6 +42,8 @@ from edgeedit.files import fsync_dir, replace_file
 from edgeedit.patterns import synthetic_pixels
 
 if TYPE_CHECKING:
+    import onnx
+
     from edgeedit.encoder.encoder import Encoder
 
 Array = np.ndarray[Any, Any]
@@ -61,6 +73,8 @@ def export_bundle(
     `out` exists and is not empty, when an editable parameter cannot be mapped, or when the graph disagrees with torch;
     RefusedError when the disk refuses.
     """
+    if profile.unsupported:
+        raise RefusedError(f"profile {profile.name} is not supported: {profile.unsupported}", hint="choose another profile")
     _check_target(out)
     size = encoder.preprocess.size
     pixels = synthetic_pixels(encoder.preprocess, DEFAULT_PROBES, seed) if probes is None else probes
@@ -118,8 +132,19 @@ def _write_model(
     arrays = {found.name: _true_value(found, floats[old], values) for old, found in matches.items()}
     tensors = _table(arrays, {found.name: found for found in matches.values()}, editable)
     write_tensors(request.temp / WEIGHTS_FILE, ((row.offset, arrays[row.name]) for row in tensors))
-    replace_file(request.temp / MODEL_FILE, externalise(model, {row.name: row for row in tensors}))
+    editable_names = [row.name for row in tensors if row.editable]
+    replace_file(
+        request.temp / MODEL_FILE, externalise(_for_mode(model, request.profile, editable_names), {row.name: row for row in tensors})
+    )
     return tensors
+
+
+def _for_mode(model: onnx.ModelProto, profile: DeviceProfile, editable: Collection[str]) -> onnx.ModelProto:
+    if profile.mode == "inputs":
+        open_inputs(model, editable)
+    if profile.batch:
+        fix_batch(model, profile.batch)
+    return model
 
 
 def _true_value(found: Match, traced: Array, values: Mapping[str, Array]) -> Array:
@@ -159,6 +184,14 @@ def _describe(request: _Request, tensors: tuple[MappedTensor, ...], tolerance: f
         probes_digest=digest_file(request.temp / PROBES_FILE),
         fingerprint=fingerprint(row.digest() for row in tensors),
         tensor_map=TensorMap(tensors),
+        engine=request.profile.engine,
+        mode=request.profile.mode,
+        provider=request.profile.provider,
+        provider_options=dict(request.profile.provider_options),
+        cache_prefix_option=request.profile.cache_prefix_option,
+        memory=request.profile.memory,
+        threads=request.profile.threads,
+        batch=request.profile.batch,
     )
     save_bundle(bundle)
     return bundle

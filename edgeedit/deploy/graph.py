@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -126,6 +126,20 @@ def rename(model: onnx.ModelProto, names: Mapping[str, str]) -> None:
     if len(set(made)) != len(made):
         twice = min(name for name in set(made) if made.count(name) > 1)
         raise InputError(f"cannot name the deployed tensors: expected unique names, got {twice} twice")
+
+
+def open_inputs(model: onnx.ModelProto, names: Collection[str]) -> None:
+    """Make the initialisers `names` overridable graph inputs, in place; a plain session still runs with their stored values."""
+    for tensor in model.graph.initializer:
+        if tensor.name in names:
+            model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+
+
+def fix_batch(model: onnx.ModelProto, batch: int) -> None:
+    """Fix the number of images of input and output at `batch`, in place; the nodes stay free of it."""
+    for value in (model.graph.input[0], *model.graph.output):
+        value.type.tensor_type.shape.dim[0].Clear()
+        value.type.tensor_type.shape.dim[0].dim_value = batch
 
 
 def externalise(model: onnx.ModelProto, tensors: Mapping[str, MappedTensor]) -> bytes:

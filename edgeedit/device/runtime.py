@@ -17,12 +17,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from edgeedit.bundle import Bundle
-from edgeedit.device.engines.ort import OrtEngine
+from edgeedit.device.engines.choose import open_engine
+from edgeedit.device.engines.protocol import Engine
 from edgeedit.device.owner import BEAT_SECONDS, new_owner
 from edgeedit.device.prepare import copies, prepare, probe_inputs, replay
 from edgeedit.device.state import Generation
@@ -34,18 +35,6 @@ from edgeedit.patch.read import Patch
 Array = np.ndarray[Any, Any]
 _WITHDRAWN = "the trial was withdrawn or taken over meanwhile"
 PROBE_BATCH = 1  # frames per probe run, so that a waiting frame waits for one of them at most
-
-
-class Engine(Protocol):
-    """What a Runtime needs of an engine."""
-
-    weights: dict[str, Array]
-
-    def run(self, pixels: Array) -> Array:
-        """Features of pixels."""
-
-    def swap(self, new: Mapping[str, Array]) -> None:
-        """Copy whole tensors into the live weights."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +84,7 @@ class Runtime:
         head = self._store.head()
         self._digests: Mapping[str, TensorDigest]
         weights, self._digests = replay(self.bundle, self._patches(head.id))
-        self.engine: Engine = engine(self.bundle, weights) if engine else OrtEngine(self.bundle, weights, threads=threads)
+        self.engine: Engine = engine(self.bundle, weights) if engine else open_engine(self.bundle, weights, threads=threads)
         self.generation, self.on_trial = head.id, False
         self._probes = probe_inputs(self.bundle)
         # A swap takes its turn like a frame, so that a camera which never pauses cannot keep it waiting for many frames.
@@ -228,9 +217,10 @@ class Runtime:
         return Swap(change.generation, "confirmed", "", prepare_ms, swap_ms, probe_ms)
 
     def _exchange(self, change: _Change, *, on_trial: bool) -> float:
+        commit = self.engine.stage(change.new)
         with self._turn, self._frame:
             start = time.perf_counter()
-            self.engine.swap(change.new)
+            commit()
             self.generation, self.on_trial = change.generation, on_trial
             elapsed = _since(start)
         self._digests = change.digests

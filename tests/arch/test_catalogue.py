@@ -31,6 +31,34 @@ def test_profile_is_complete(name: str) -> None:
     assert profile.opset >= 17
     assert profile.notes
     assert profile.memory_mb is None or profile.memory_mb > 0
+    assert profile.batch >= 0 and profile.threads >= 0
+    assert bool(profile.cache_prefix_option) <= (profile.mode == "rebuild")
+    # A comment says where the figures come from.
+    text = (Path(__file__).parents[2] / "devices" / f"{name}.toml").read_text("utf-8")
+    assert text.startswith("# ")
+    assert profile.engine != "tensorrt" or "JetPack" in text or "RTX" in text
+
+
+def test_every_promised_device_has_a_profile() -> None:
+    promised = {"linux-cpu", "linux-cpu-inputs", "linux-cuda", "rtx", "jetson-agx-thor", "jetson-xavier"}
+    promised |= {f"jetson-orin-{kind}" for kind in ("nano-4gb", "nano-8gb", "nx-8gb", "nx-16gb")} | {
+        "jetson-agx-orin-32gb",
+        "jetson-agx-orin-64gb",
+    }
+    assert promised <= set(names("devices"))
+    assert "JetPack 5" in load_profile("jetson-xavier").unsupported
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [('mode = "aliased"', 'mode = "refit"', "refit"), ("threads", "thread_count = 1\nthreads", "thread_count")],
+)
+def test_wrong_or_unknown_field_is_named(tmp_path: Path, old: str, new: str, named: str) -> None:
+    text = (Path(__file__).parents[2] / "devices" / "linux-cpu.toml").read_text("utf-8")
+    own = tmp_path / "mine.toml"
+    own.write_text(text.replace(old, new), "utf-8")
+    with pytest.raises(InputError, match=named):
+        load_profile(str(own))
 
 
 def test_unknown_name_lists_what_there_is() -> None:

@@ -1,67 +1,84 @@
-"""The ONNX Runtime engine: a session whose weights are buffers of ours, so new values take effect at the next frame.
+"""The ONNX Runtime engine whose weights are buffers of ours, so that new values take effect at the next frame.
 
 Measured ground: with prepacking off, EXTENDED optimisation and constant folding disabled, `add_initializer` aliases the
-caller's buffer.  No documentation promises it, so the start proves it: every editable tensor is perturbed, the output must
-move, and after restoring it must be the old output bit for bit.  A session that fails is refused (exit 6).
-Does not lock: the Runtime calls `run` and `swap` under its frame lock.
+caller's buffer.  No documentation promises it, so the start proves it: ONNX Runtime must report every patchable tensor as
+used, and when a tensor is perturbed the output must move, and return bit for bit.  A session that fails is refused (exit 6).
+Does not lock: the Runtime calls `run` and a commit under its frame lock.
 """
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from edgeedit.bundle import MODEL_FILE, Bundle
+from edgeedit.bundle import Bundle
 from edgeedit.codec.apply import copy_tensors
+from edgeedit.device.engines.ort_session import (
+    VERSION_HINT,
+    SessionPlan,
+    check_pixels,
+    failures,
+    load_ort,
+    make_session,
+    session_options,
+    used_initialisers,
+)
+from edgeedit.device.engines.protocol import Commit
 from edgeedit.device.prepare import probe_inputs
-from edgeedit.errors import InputError, RefusedError
+from edgeedit.errors import RefusedError
 
 Array = np.ndarray[Any, Any]
 PERTURBATION = 0.5  # size of the liveness probe's noise, as a share of the tensor's root mean square
-_VERSION = "use a supported onnxruntime version"
+PROOF_SECONDS = 20.0  # one tensor of each kind is always proven; the others within this time
+SPARSE_SHARE = 0.02  # up to this share of changed elements single writes beat a copy of the whole tensor
+_BITS: Mapping[int, np.dtype[Any]] = {2: np.dtype(np.uint16), 4: np.dtype(np.uint32)}
 
 
 class OrtEngine:
-    """A running session.  `weights` are the live buffers: name -> array; write to them through `swap` only."""
+    """A running session.  `weights` are the live values; `proven` names the tensors whose effect was shown at the start, and
+    `audited` says that ONNX Runtime reported each patchable tensor as used."""
 
-    def __init__(self, bundle: Bundle, weights: Mapping[str, Array], *, threads: int = 0) -> None:
-        try:
-            import onnxruntime as ort
-        except ImportError as error:
-            raise RefusedError(f"ONNX Runtime is missing: {error}", hint='pip install "edgeedit[ort]"') from error
-        editable = {t.name for t in bundle.tensor_map.tensors if t.editable}
+    def __init__(self, bundle: Bundle, weights: Mapping[str, Array], *, threads: int = 0, plan: SessionPlan | None = None) -> None:
+        ort = load_ort()
+        plan = plan or SessionPlan(bundle.provider, threads)
+        self._editable = sorted(t.name for t in bundle.tensor_map.tensors if t.editable)
         # Editable tensors get private memory that is already paged in, so that the first swap takes no page faults.
-        self.weights: dict[str, Array] = {n: (np.array(a, order="C") if n in editable else a) for n, a in weights.items()}
-        self._editable = sorted(editable)
-        options = ort.SessionOptions()
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.disable_prepacking", "1")
-        self._values = []
-        for name, array in self.weights.items():
-            value = ort.OrtValue.ortvalue_from_numpy(array)
-            if value.data_ptr() != array.ctypes.data:
-                raise RefusedError(f"ONNX Runtime copied {name}: expected its buffer to be used in place", hint=_VERSION)
+        self.weights: dict[str, Array] = {n: (np.array(a, order="C") if n in self._editable else a) for n, a in weights.items()}
+        self._failures = failures(ort)
+        self._device = bundle.memory != "host"
+        self._values = {name: self._value(ort, bundle.memory, name) for name in self.weights}
+        self.audited = self._audit(used_initialisers(ort, bundle, plan, self._values))
+        options = session_options(ort, plan)
+        for name, value in self._values.items():
             options.add_initializer(name, value)
-            self._values.append(value)
-        disabled = ["ConstantFolding", "NchwcTransformer"]
-        path = str(bundle.path / MODEL_FILE)
-        self._failures = _failures(ort)
-        try:
-            self._session: Any = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled)
-        except self._failures as error:
-            raise RefusedError(f"ONNX Runtime refuses the model: {str(error)[:200]}", hint=_VERSION) from error
+        self._session: Any = make_session(ort, bundle.path, plan, options)
         self._input, self._output, self._shape = bundle.input_name, bundle.output_name, bundle.input_shape
+        self.proven: tuple[str, ...] = ()
         self._prove_live(np.array(probe_inputs(bundle)[:1]))
+
+    def _value(self, ort: Any, memory: str, name: str) -> Any:
+        array = self.weights[name]
+        if self._device:
+            return ort.OrtValue.ortvalue_from_numpy(array, memory, 0)
+        value = ort.OrtValue.ortvalue_from_numpy(array)
+        if value.data_ptr() != array.ctypes.data:
+            raise RefusedError(f"ONNX Runtime copied {name}: expected its buffer to be used in place", hint=VERSION_HINT)
+        return value
+
+    def _audit(self, used: frozenset[str]) -> bool:
+        unused = [name for name in self._editable if name not in used]
+        if used and unused:
+            raise RefusedError(f"session does not use {unused[0]}: a patch would change nothing", hint=VERSION_HINT)
+        return bool(used)
 
     def run(self, pixels: Array) -> Array:
         """Features float32 (n, width) of normalised pixels float32 (n, 3, s, s); raises InputError for pixels of another shape
         or dtype, RefusedError when ONNX Runtime fails."""
-        if pixels.dtype != np.float32 or pixels.ndim != 4 or pixels.shape[1:] != self._shape:
-            raise InputError(f"wrong pixels: expected float32 (n, {', '.join(map(str, self._shape))}), got {pixels.dtype} {pixels.shape}")
+        check_pixels(pixels, self._shape)
         try:
             result: Array = self._session.run([self._output], {self._input: pixels})[0]
         except self._failures as error:
@@ -69,34 +86,77 @@ class OrtEngine:
         return result
 
     def swap(self, new: Mapping[str, Array]) -> None:
-        """Copy whole tensors into the live buffers; shapes and dtypes are those of the Bundle."""
-        copy_tensors([(self.weights[name], array) for name, array in new.items()])
+        """Make whole tensors live; shapes and dtypes are those of the Bundle."""
+        self.stage(new)()
+
+    def stage(self, new: Mapping[str, Array]) -> Commit:
+        """Find the changed elements; the commit writes only these where they are few, whole tensors otherwise."""
+        writes: list[tuple[Array, Array, Array]] = []
+        dense: list[tuple[Array, Array]] = []
+        for name, array in new.items():
+            live = self.weights[name]
+            changed = _changed(live, array)
+            if changed is None:
+                dense.append((live, np.ascontiguousarray(array)))
+            elif changed.size:
+                writes.append((live.reshape(-1), changed, array.reshape(-1)[changed]))
+        touched = list(new)
+
+        def commit() -> None:
+            copy_tensors(dense)
+            for flat, index, values in writes:
+                flat[index] = values
+            self._upload(touched)
+
+        return commit
+
+    def _upload(self, names: list[str]) -> None:
+        if self._device:
+            for name in names:
+                self._values[name].update_inplace(self.weights[name])
 
     def _prove_live(self, probe: Array) -> None:
         before = self.run(probe)
         if not np.isfinite(before).all():
             raise RefusedError("session's output is not finite on the first probe", hint="check the bundle with `edgeedit doctor`")
+        kinds: dict[str, list[str]] = {}
         for name in self._editable:
-            buffer = self.weights[name]
-            kept = buffer.copy()
-            # Noise and not a constant: behind a normalisation the inputs of a matrix sum to zero, which hides a constant.
-            size = np.float32(PERTURBATION * (float(np.sqrt(np.mean(np.square(kept, dtype=np.float32)))) or 1.0))
-            noise = size * np.random.default_rng(0).standard_normal(buffer.shape, np.float32)
-            try:
-                buffer += noise.astype(buffer.dtype)
-                moved = self.run(probe)
-            finally:
-                buffer[...] = kept
-            if np.array_equal(moved, before):
-                raise RefusedError(f"session does not see {name}: a patch would change nothing", hint=_VERSION)
-            if not np.isfinite(moved).all():
-                raise RefusedError(f"session's output is not finite when {name} moves: cannot prove that it is live", hint=_VERSION)
+            kinds.setdefault(re.sub(r"\d+", "#", name), []).append(name)
+        first = [members[0] for members in kinds.values()]
+        proven, start = [], time.monotonic()
+        for name in first + [n for n in self._editable if n not in first]:
+            # Tensors of one kind feed the same kernel; on a slow device one of each kind has to do, beside the audit.
+            if name not in first and self.audited and time.monotonic() - start > PROOF_SECONDS:
+                break
+            self._prove_one(name, probe, before)
+            proven.append(name)
         if not np.array_equal(self.run(probe).view(np.uint8), before.view(np.uint8)):
-            raise RefusedError("session does not return to its output after the liveness probe", hint=_VERSION)
+            raise RefusedError("session does not return to its output after the liveness probe", hint=VERSION_HINT)
+        self.proven = tuple(proven)
+
+    def _prove_one(self, name: str, probe: Array, before: Array) -> None:
+        buffer = self.weights[name]
+        kept = buffer.copy()
+        # Noise and not a constant: behind a normalisation the inputs of a matrix sum to zero, which hides a constant.
+        size = np.float32(PERTURBATION * (float(np.sqrt(np.mean(np.square(kept, dtype=np.float32)))) or 1.0))
+        noise = size * np.random.default_rng(0).standard_normal(buffer.shape, np.float32)
+        try:
+            buffer += noise.astype(buffer.dtype)
+            self._upload([name])
+            moved = self.run(probe)
+        finally:
+            buffer[...] = kept
+            self._upload([name])
+        if np.array_equal(moved, before):
+            raise RefusedError(f"session does not see {name}: a patch would change nothing", hint=VERSION_HINT)
+        if not np.isfinite(moved).all():
+            raise RefusedError(f"session's output is not finite when {name} moves: cannot prove that it is live", hint=VERSION_HINT)
 
 
-def _failures(ort: Any) -> tuple[type[Exception], ...]:
-    """The exception types of ONNX Runtime, which have no common base, and RuntimeError."""
-    state = ort.capi.onnxruntime_pybind11_state
-    found = [value for value in vars(state).values() if isinstance(value, type) and issubclass(value, Exception)]
-    return (RuntimeError, *found)
+def _changed(live: Array, new: Array) -> Array | None:
+    """Flat positions whose bits differ, or None where a copy of the whole tensor is faster; shapes and dtypes must agree."""
+    if live.shape != new.shape or live.dtype != new.dtype or live.itemsize not in _BITS:
+        return None  # `copy_tensors` refuses what does not fit
+    bits = _BITS[live.itemsize]
+    found: Array = np.flatnonzero(live.reshape(-1).view(bits) != np.ascontiguousarray(new).reshape(-1).view(bits))
+    return found if found.size <= SPARSE_SHARE * live.size else None

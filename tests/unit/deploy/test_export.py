@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,20 @@ import pytest
 import torch
 
 from edgeedit.bundle import Bundle, load_bundle, verify_bundle
+from edgeedit.catalog import load_profile, load_recipe
 from edgeedit.deploy.compare import compare
+from edgeedit.deploy.export import export_bundle
 from edgeedit.encoder.encoder import Encoder
+from edgeedit.encoder.load import random_encoder
 from edgeedit.encoder.values import parameter_values
-from edgeedit.errors import InputError
+from edgeedit.errors import InputError, RefusedError
 
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 28, "patch_size": 7}
 FAMILIES = ("dinov2", "clip", "siglip")
+
+
+def small_clip() -> Encoder:
+    return random_encoder(load_recipe("clip"), {**SMALL, "intermediate_size": 64, "projection_dim": 24}, seed=7)
 
 
 def plain_session(folder: Path) -> Any:
@@ -134,3 +143,35 @@ def test_constant_folded_from_a_stand_in_is_not_shipped(tiny_bundle: Any, export
     with pytest.raises(InputError, match="graph disagrees with the encoder"):
         export(encoder, tmp_path / "c", "float32")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["b"]
+
+
+def test_inputs_mode_keeps_stored_values_and_takes_others(tmp_path: Path) -> None:
+    encoder = small_clip()
+    bundle = export_bundle(encoder, tmp_path / "b", profile=load_profile("linux-cpu-inputs"), precision="float32")
+    editable = {t.name for t in bundle.tensor_map.tensors if t.editable}
+    session = plain_session(bundle.path)
+    assert editable == {value.name for value in session.get_overridable_initializers()}
+    base = session.run(None, {"pixels": bundle.probes()})[0]
+    name = sorted(editable)[0]
+    moved = session.run(None, {"pixels": bundle.probes(), name: bundle.weights()[name] * 2})[0]
+    assert not np.array_equal(base, moved)
+    assert (load_bundle(bundle.path).mode, load_bundle(bundle.path).provider) == ("inputs", "CPUExecutionProvider")
+
+
+def test_fixed_batch_is_in_the_graph_and_agrees(tmp_path: Path) -> None:
+    encoder = small_clip()
+    profile = replace(load_profile("linux-cpu"), batch=3)
+    bundle = export_bundle(encoder, tmp_path / "b", profile=profile, precision="float32")
+    assert plain_session(bundle.path).get_inputs()[0].shape[0] == 3
+    assert compare(encoder, bundle).max_abs <= bundle.tolerance
+
+
+def test_unsupported_device_is_refused_with_its_reason(tmp_path: Path) -> None:
+    with pytest.raises(RefusedError, match="JetPack 5") as caught:
+        export_bundle(
+            small_clip(),
+            tmp_path / "b",
+            profile=load_profile("jetson-xavier"),
+            precision="float32",
+        )
+    assert caught.value.exit_code == 6 and not (tmp_path / "b").exists()

@@ -46,6 +46,10 @@ class FakeEngine:
         for name, array in new.items():
             self.weights[name][...] = array
 
+    def stage(self, new: Mapping[str, Array]) -> Callable[[], None]:
+        """Nothing to prepare."""
+        return lambda: self.swap(new)
+
 
 @pytest.fixture
 def store(world: Any, tmp_path: Path) -> Path:

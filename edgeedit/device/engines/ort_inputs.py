@@ -1,0 +1,88 @@
+"""The ONNX Runtime engine whose patchable matrices are graph inputs: a swap is another set of bound pointers.
+
+Guarantees: the graph takes the patchable tensors as inputs (the exporter made them so), all of them are bound, and the rest is
+prepacked at full speed.  A commit takes microseconds because a whole second binding is made by `stage`; the price is the memory
+of the patched tensors twice.  Does not lock; refuses (exit 6) a graph without those inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from edgeedit.bundle import DTYPES, Bundle
+from edgeedit.device.engines.ort_session import SessionPlan, check_pixels, failures, load_ort, make_session, session_options
+from edgeedit.device.engines.protocol import Commit
+from edgeedit.errors import IntegrityError, RefusedError
+
+Array = np.ndarray[Any, Any]
+
+
+class OrtInputsEngine:
+    """A running session; `weights` are the live values, replaced (never written to) by a swap."""
+
+    def __init__(self, bundle: Bundle, weights: Mapping[str, Array], *, threads: int = 0) -> None:
+        self._ort = load_ort()
+        self._failures = failures(self._ort)
+        plan = SessionPlan(bundle.provider, threads, prepack=True)
+        self._session: Any = make_session(self._ort, bundle.path, plan, session_options(self._ort, plan), disabled=())
+        self._memory = bundle.memory
+        self._tensors = {t.name: t for t in bundle.tensor_map.tensors if t.editable}
+        overridable = {v.name for v in (*self._session.get_inputs(), *self._session.get_overridable_initializers())}
+        if missing := sorted(set(self._tensors) - overridable):
+            raise RefusedError(
+                f"graph does not take {missing[0]} as an input: expected mode inputs, got constants", hint="export for this profile again"
+            )
+        self.weights: dict[str, Array] = {n: (np.array(a, order="C") if n in self._tensors else a) for n, a in weights.items()}
+        self._input, self._output, self._shape = bundle.input_name, bundle.output_name, bundle.input_shape
+        self._values = {name: self._value(self.weights[name]) for name in self._tensors}
+        self._binding: Any = self._bind(self._values)
+
+    def _value(self, array: Array) -> Any:
+        if self._memory == "host":
+            return self._ort.OrtValue.ortvalue_from_numpy(array)
+        return self._ort.OrtValue.ortvalue_from_numpy(array, self._memory, 0)
+
+    def _bind(self, values: Mapping[str, Any]) -> Any:
+        binding = self._session.io_binding()
+        for name, value in values.items():
+            binding.bind_ortvalue_input(name, value)
+        # The output stays on the host, and its buffer is made by ONNX Runtime for each frame.
+        binding.bind_output(self._output, "cpu")
+        return binding
+
+    def run(self, pixels: Array) -> Array:
+        """Features float32 (n, width) of normalised pixels float32 (n, 3, s, s); raises InputError for pixels of another shape
+        or dtype, RefusedError when ONNX Runtime fails."""
+        check_pixels(pixels, self._shape)
+        binding = self._binding
+        try:
+            binding.bind_cpu_input(self._input, np.ascontiguousarray(pixels))
+            self._session.run_with_iobinding(binding)
+            result: Array = binding.copy_outputs_to_cpu()[0]
+        except self._failures as error:
+            raise RefusedError(f"ONNX Runtime failed: {str(error)[:200]}", hint="see `edgeedit doctor`") from error
+        return result
+
+    def swap(self, new: Mapping[str, Array]) -> None:
+        """Make whole tensors live; shapes and dtypes are those of the Bundle."""
+        self.stage(new)()
+
+    def stage(self, new: Mapping[str, Array]) -> Commit:
+        """Copy the tensors, bind them in a second binding; the commit exchanges the two.  Raises IntegrityError."""
+        own: dict[str, Array] = {}
+        for name, array in new.items():
+            row = self._tensors.get(name)
+            if row is None or array.shape != row.shape or array.dtype != DTYPES[row.dtype]:
+                raise IntegrityError(f"cannot swap {name}: expected a patchable tensor of the bundle, got {array.dtype} {array.shape}")
+            own[name] = np.array(array, order="C")
+        values = {**self._values, **{name: self._value(array) for name, array in own.items()}}
+        binding = self._bind(values)
+        weights = {**self.weights, **own}
+
+        def commit() -> None:
+            self._binding, self._values, self.weights = binding, values, weights
+
+        return commit
