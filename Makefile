@@ -12,7 +12,7 @@ DEVICE_TESTS := tests/unit/ground tests/unit/codec tests/unit/patch tests/unit/d
 WHEEL_TESTS := tests/unit/ground tests/unit/codec tests/unit/patch tests/unit/device tests/unit/report tests/cli tests/arch
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo demo-seeds test install lint types contracts native wheel test-wheel test-pythons test-transformers test-deps pytest clean
+.PHONY: demo demo-seeds test install lint types contracts native aarch64 fuzz fuzz-ci wheel test-wheel test-pythons test-transformers test-deps pytest clean
 
 demo: $(VENV)/.installed $(VENV)/.assets
 	$(BIN)/edgeedit demo --out demo-out
@@ -51,11 +51,31 @@ types: $(VENV)/.installed
 contracts: $(VENV)/.installed
 	$(BIN)/lint-imports
 
+# One native build: folder, CMake options.  Its output is shown only when it fails.
+define native_build
+	@mkdir -p build && $(BIN)/cmake -S . -B build/$(1) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DEDGEEDIT_PYTHON=OFF $(2) > build/$(1).log 2>&1 || (cat build/$(1).log; exit 1)
+	$(BIN)/cmake --build build/$(1)
+endef
+
+# The C ABI, edgeedit-apply and the native tests.
 native: $(VENV)/.installed
-	$(BIN)/cmake -S . -B build/native -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DEDGEEDIT_TESTS=ON -DEDGEEDIT_PYTHON=OFF > build-native.log 2>&1 || (cat build-native.log; exit 1)
-	@rm -f build-native.log
-	$(BIN)/cmake --build build/native
+	$(call native_build,native,-DEDGEEDIT_TESTS=ON -DEDGEEDIT_NATIVE=ON)
 	$(BIN)/ctest --test-dir build/native --output-on-failure
+
+# The same for 64-bit ARM; the tests run under qemu-user.
+aarch64: $(VENV)/.installed
+	$(call native_build,aarch64,-DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/devices/toolchains/aarch64-linux-gnu.cmake -DEDGEEDIT_TESTS=ON -DEDGEEDIT_NATIVE=ON)
+	$(BIN)/ctest --test-dir build/aarch64 --output-on-failure
+
+# Ten million executions over all fuzz targets (about half an hour on one core); fuzz-ci runs a hundredth.
+FUZZ_RUNS ?= 10000000
+FUZZ_JSON ?= build/fuzz/report.json
+fuzz: $(VENV)/.installed
+	$(call native_build,fuzz,-DCMAKE_CXX_COMPILER=clang++ -DEDGEEDIT_FUZZ=ON)
+	$(BIN)/python tests/fuzz/run.py build/fuzz --runs $(FUZZ_RUNS) --json $(FUZZ_JSON)
+
+fuzz-ci:
+	$(MAKE) fuzz FUZZ_RUNS=100000 FUZZ_JSON=build/fuzz/report-ci.json
 
 wheel: $(VENV)/.installed
 	rm -rf build/dist && mkdir -p build/dist
@@ -83,14 +103,15 @@ test-transformers: wheel
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_paths()['purelib'])" > .venv-tf4/lib/$$(ls .venv-tf4/lib)/site-packages/libraries.pth
 	cd / && $(CURDIR)/.venv-tf4/bin/python -m pytest -q -p no:cacheprovider -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) -k 'not timm' $(CURDIR)/tests/unit/deploy/test_families.py $(CURDIR)/tests/unit/encoder
 
-# System packages for tests (root).  The present suite needs only a compiler; rooms that need servers add theirs here.
+# System packages for tests (root): compilers, OpenSSL and zlib for this machine and for aarch64, and qemu-user to run the latter.
+NATIVE_PACKAGES := g++ clang libssl-dev zlib1g-dev g++-aarch64-linux-gnu qemu-user libssl-dev:arm64 zlib1g-dev:arm64
 test-deps:
-	@command -v g++ >/dev/null || (apt-get update -q && apt-get install -yq g++)
+	@dpkg -s $(NATIVE_PACKAGES) >/dev/null 2>&1 || (dpkg --add-architecture arm64 && apt-get update -q && apt-get install -yq $(NATIVE_PACKAGES))
 
 pytest: $(VENV)/.installed $(VENV)/.assets
 	$(BIN)/python -m pytest -q
 
-test: lint types contracts native test-wheel test-pythons test-transformers pytest
+test: lint types contracts native fuzz-ci test-wheel test-pythons test-transformers pytest
 
 clean:
 	rm -rf build dist .venv-bare .venv-wheel .venv-py310 .venv-py313 .venv-tf4 demo-out

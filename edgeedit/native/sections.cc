@@ -1,0 +1,127 @@
+#include "sections.h"
+
+#include <zlib.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <numeric>
+#include <string>
+
+#include "failure.h"
+#include "limits.h"
+
+namespace edgeedit::native {
+namespace {
+
+constexpr std::uint32_t kAllRows = 1, kAllCols = 2;
+
+std::uint32_t u32(std::string_view data, std::size_t at) {
+  std::uint32_t value = 0;
+  for (std::size_t i = 4; i-- > 0;) value = (value << 8) | static_cast<unsigned char>(data[at + i]);
+  return value;
+}
+
+// One zlib stream that ends where `packed` ends and holds exactly `size` bytes, which the caller has bounded.
+std::vector<std::uint8_t> inflate_exactly(std::string_view packed, std::uint64_t size, const std::string& what) {
+  if (packed.size() > MAX_PATCH_BYTES || size > 2 * MAX_TENSOR_ELEMENTS) refuse(what + " has an impossible size");
+  std::vector<std::uint8_t> out(size + 1);  // a stream that goes on is seen in the one byte more
+  z_stream stream;
+  std::memset(&stream, 0, sizeof(stream));
+  if (inflateInit(&stream) != Z_OK) throw Failure(kRefused, "memory is short: cannot unpack " + what, "stop other programs");
+  stream.next_in = reinterpret_cast<Bytef*>(const_cast<char*>(packed.data()));
+  stream.avail_in = static_cast<uInt>(packed.size());
+  stream.next_out = out.data();
+  stream.avail_out = static_cast<uInt>(out.size());
+  const int status = inflate(&stream, Z_FINISH);
+  const bool whole = status == Z_STREAM_END && stream.avail_in == 0 && stream.avail_out == 1;
+  inflateEnd(&stream);
+  if (!whole) refuse(what + " has a wrong length: expected exactly " + std::to_string(size) + " bytes in one zlib stream");
+  out.pop_back();
+  return out;
+}
+
+std::vector<std::int64_t> indices(const std::vector<std::uint8_t>& content, std::size_t& at, std::uint64_t count, std::uint64_t bound, bool all) {
+  std::vector<std::int64_t> found(count);
+  if (all) {
+    std::iota(found.begin(), found.end(), std::int64_t{0});
+    return found;
+  }
+  const std::string_view view(reinterpret_cast<const char*>(content.data()), content.size());
+  std::int64_t last = -1;
+  for (std::int64_t& value : found) {
+    value = static_cast<std::int64_t>(u32(view, at));
+    at += 4;
+    if (value <= last || static_cast<std::uint64_t>(value) >= bound) refuse("low-rank section has wrong indices: expected ascending inside the matrix");
+    last = value;
+  }
+  return found;
+}
+
+}  // namespace
+
+SparsePart decode_sparse(std::string_view section, std::uint64_t elements) {
+  if (section.size() < 12) refuse("sparse section has a wrong length: expected at least 12 bytes");
+  const std::uint32_t width = u32(section, 0);
+  const std::uint64_t bitmap_bytes = u32(section, 4), step_bytes = u32(section, 8);
+  if ((width != 1 && width != 2) || section.size() - 12 != bitmap_bytes + step_bytes) refuse("sparse section has a wrong header");
+  SparsePart part;
+  part.bitmap = inflate_exactly(section.substr(12, bitmap_bytes), (elements + 7) / 8, "bitmap");
+  std::uint64_t count = 0;
+  if (count_bits(part.bitmap.data(), part.bitmap.size(), elements, &count) != Status::kOk || count == 0) {
+    refuse("sparse section has a wrong bitmap: expected bits inside the tensor");
+  }
+  const std::vector<std::uint8_t> packed = inflate_exactly(section.substr(12 + bitmap_bytes), count * width, "steps");
+  part.q.resize(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    part.q[i] = width == 1 ? static_cast<std::int16_t>(static_cast<std::int8_t>(packed[i]))
+                           : static_cast<std::int16_t>(static_cast<std::uint16_t>(packed[2 * i] | (packed[2 * i + 1] << 8)));
+    if (part.q[i] == 0 || std::abs(static_cast<int>(part.q[i])) > MAX_SQUASH_STEP) refuse("sparse section has a wrong step: expected 1 <= |q| <= 255");
+  }
+  return part;
+}
+
+LowRankPart decode_low_rank(std::string_view section, std::uint64_t height, std::uint64_t width) {
+  if (section.size() < 20) refuse("low-rank section has a wrong length: expected at least 20 bytes");
+  const std::uint64_t rank = u32(section, 0), row_count = u32(section, 4), col_count = u32(section, 8);
+  const std::uint32_t flags = u32(section, 12);
+  const std::uint32_t expected = (row_count == height ? kAllRows : 0U) | (col_count == width ? kAllCols : 0U);
+  const bool sizes_fit = rank >= 1 && rank <= MAX_RANK && row_count >= 1 && row_count <= height && col_count >= 1 && col_count <= width;
+  if (!sizes_fit || flags != expected || section.size() - 20 != u32(section, 16)) refuse("low-rank section does not fit its matrix");
+  const bool all_rows = (flags & kAllRows) != 0, all_cols = (flags & kAllCols) != 0;
+  const std::uint64_t size = rank * (row_count + col_count) + (all_rows ? 0 : 4 * row_count) + (all_cols ? 0 : 4 * col_count);
+  if (size > MAX_PATCH_BYTES) refuse("low-rank section is too large: expected at most " + std::to_string(MAX_PATCH_BYTES) + " bytes unpacked");
+  const std::vector<std::uint8_t> content = inflate_exactly(section.substr(20), size, "low-rank payload");
+  LowRankPart part;
+  part.rank = rank;
+  std::size_t at = 0;
+  part.rows = indices(content, at, row_count, height, all_rows);
+  part.cols = indices(content, at, col_count, width, all_cols);
+  const auto* factors = reinterpret_cast<const std::int8_t*>(content.data()) + at;
+  part.a.assign(factors, factors + row_count * rank);
+  part.b.assign(factors + row_count * rank, factors + rank * (row_count + col_count));
+  return part;
+}
+
+void apply_sections(const PatchTensor& row, std::string_view sparse, std::string_view low_rank, const void* old, void* out) {
+  const bool matrix = row.shape.size() == 2;
+  const std::uint64_t height = matrix ? row.shape[0] : 1, width = matrix ? row.shape[1] : row.elements();
+  SparsePart first;
+  LowRankPart second;
+  Sparse sparse_part{};
+  LowRank low_rank_part{};
+  if (row.sparse) {
+    first = decode_sparse(sparse, row.elements());
+    sparse_part = {nullptr, first.bitmap.data(), first.bitmap.size(), first.q.data(), first.q.size(), row.step};
+  }
+  if (row.low_rank) {
+    second = decode_low_rank(low_rank, height, width);
+    low_rank_part = {second.rows.data(), second.rows.size(), second.cols.data(), second.cols.size(),
+                     second.a.data(),    second.b.data(),    second.rank,        row.scale};
+  }
+  const Status status = edgeedit::apply(core_dtype(row.dtype), old, out, height, width, row.sparse ? &sparse_part : nullptr,
+                                        row.low_rank ? &low_rank_part : nullptr);
+  if (status == Status::kNotFinite) refuse("delta makes " + row.name + " not finite: expected finite weights");
+  if (status != Status::kOk) refuse("delta does not fit " + row.name + ": got status " + std::to_string(static_cast<int>(status)));
+}
+
+}  // namespace edgeedit::native

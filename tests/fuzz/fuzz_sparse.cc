@@ -1,0 +1,21 @@
+// libFuzzer target: two bytes of shape, one of dtype, then arbitrary bytes as a sparse section, decoded and applied.
+#include "failure.h"
+#include "sections.h"
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  if (size < 3) return 0;
+  edgeedit::native::PatchTensor row;
+  row.name = "t";
+  row.dtype = (data[2] & 1) != 0 ? "float32" : "float16";
+  row.shape = {1U + data[0] % 64, 1U + data[1] % 64};
+  row.sparse = 0;
+  row.step = row.scale = 0.5F;
+  const std::vector<std::uint8_t> old(row.bytes(), 0x12);
+  std::vector<std::uint8_t> made(row.bytes());
+  const std::string_view section(reinterpret_cast<const char*>(data) + 3, size - 3);
+  try {
+    edgeedit::native::apply_sections(row, section, section, old.data(), made.data());
+  } catch (const edgeedit::native::Failure&) {
+  }
+  return 0;
+}
