@@ -26,6 +26,7 @@ from edgeedit.errors import EdgeEditError
 
 
 def since(start: float) -> float:
+    """Milliseconds since a `time.perf_counter` value."""
     return (time.perf_counter() - start) * 1e3
 
 

@@ -96,3 +96,20 @@ def doctor(store: Path | None, as_json: bool) -> None:
     failed = [c.name for c in checks if c.level == "FAIL"]
     if failed:
         raise RefusedError(f"doctor found a fault: {', '.join(failed)}", hint="follow the fix lines above")
+
+
+@click.command()
+@_STORE
+@click.option("--frames", default=50, show_default=True, help="Frames of each window.")
+@click.option("--threads", default=0, show_default=True, help="Threads of the engine; 0 takes the profile's.")
+@json_option
+def bench(store: Path, frames: int, threads: int, as_json: bool) -> None:
+    """Measure frames before, during and after swaps in an engine of its own; the store stays as it is."""
+    from edgeedit.device.bench import bench as measure
+
+    result = measure(store, frames=frames, threads=threads)
+    lines = [f"{'':8} {'frames':>7} {'fps':>9} {'p50 ms':>9} {'p95 ms':>9} {'p99 ms':>9}"]
+    for name, row in (("before", result.before), ("during", result.during), ("after", result.after)):
+        lines.append(f"{name:8} {row.frames:7d} {row.fps:9.2f} {row.p50_ms:9.2f} {row.p95_ms:9.2f} {row.p99_ms:9.2f}")
+    lines.append(f"{result.swaps} swaps: prepared in {result.stage_ms:.2f} ms (median), a frame waited {result.lock_ms:.3f} ms at most")
+    emit(result.to_json(), "\n".join(lines), as_json=as_json)

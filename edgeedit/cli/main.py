@@ -38,6 +38,7 @@ COMMANDS = {
     "stage": ("edgeedit.cli.device", "stage", "Verify and stage a patch for a running application to take."),
     "status": ("edgeedit.cli.device", "status", "Show what a store runs and its history."),
     "rollback": ("edgeedit.cli.device", "rollback", "Return to the former generation, bit for bit."),
+    "bench": ("edgeedit.cli.device", "bench", "Measure frames before, during and after a swap on this device."),
     "doctor": ("edgeedit.cli.device", "doctor", "Check this machine and a store; says how to fix what is wrong."),
 }
 EXIT_CODES = """Exit codes: 0 ok; 1 unexpected; 2 usage or unusable input; 3 quality gate; 4 base, device or order mismatch;

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from edgeedit.bundle import verify_bundle
+from edgeedit.device.engines.trt_plan import check_version
 from edgeedit.device.prepare import available_memory
 from edgeedit.device.runtime import Runtime
 from edgeedit.device.store import Store
-from edgeedit.errors import EdgeEditError
+from edgeedit.errors import EdgeEditError, RefusedError
 
 BUILT = 1_767_225_600.0  # seconds from 1970 to 2026-01-01 UTC: a clock before the year of this release is wrong
 LOW_MEMORY, LOW_DISK = 512 * 1024 * 1024, 256 * 1024 * 1024  # bytes
@@ -45,6 +46,20 @@ def _runtime() -> Check:
     if not (plain or gpu):
         return Check("onnxruntime", "WARN", "not installed", 'pip install "edgeedit[ort]", or use the one of the device image')
     return Check("onnxruntime", "OK", f"{plain or gpu}{' (gpu)' if gpu else ''}", "")
+
+
+def _tensorrt() -> Check:
+    for name in ("tensorrt", "tensorrt_rtx"):
+        # The version is read from the package's record where there is one, so that nothing is loaded onto a GPU here.
+        version = _version(name.replace("_", "-"))
+        if version is None:
+            continue
+        try:
+            check_version(name, version)
+        except RefusedError as error:
+            return Check("tensorrt", "WARN", error.message, error.hint)
+        return Check("tensorrt", "OK", f"{name} {version}", "")
+    return Check("tensorrt", "OK", "not installed; needed for TensorRT profiles only", "")
 
 
 def _memory() -> Check:
@@ -82,8 +97,8 @@ def _store(path: Path) -> list[Check]:
             checks.append(Check("bundle", "OK", f"every tensor of {store.bundle.fingerprint[:12]} verified", ""))
         stage = "engine"
         with Runtime(path, poll_seconds=0) as runtime:
-            count = sum(t.editable for t in runtime.bundle.tensor_map.tensors)
-        checks.append(Check("engine", "OK", f"generation {head.id} runs, {count} patchable tensors are live", ""))
+            text = runtime.engine.describe()
+        checks.append(Check("engine", "OK", f"generation {head.id} runs; {text}", ""))
     except EdgeEditError as error:
         checks.append(Check(stage, "FAIL", error.message, error.hint or "provision the device again"))
     return checks
@@ -95,6 +110,7 @@ def examine(store: Path | None) -> list[Check]:
         Check("python", "OK", f"{platform.python_version()} on {platform.machine()}", ""),
         Check("numpy", "OK", np.__version__, ""),
         _runtime(),
+        _tensorrt(),
         _memory(),
         _disk(store if store is not None and store.exists() else Path.cwd()),
         _clock(),

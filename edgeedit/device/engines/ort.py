@@ -85,6 +85,13 @@ class OrtEngine:
             raise RefusedError(f"ONNX Runtime failed: {str(error)[:200]}", hint="see `edgeedit doctor`") from error
         return result
 
+    def describe(self) -> str:
+        """One line for `doctor`."""
+        return (
+            f"{len(self._editable)} patchable tensors written in place: {len(self.proven)} proven live, "
+            f"{'all reported as used by ONNX Runtime' if self.audited else 'ONNX Runtime does not report which it uses'}"
+        )
+
     def swap(self, new: Mapping[str, Array]) -> None:
         """Make whole tensors live; shapes and dtypes are those of the Bundle."""
         self.stage(new)()

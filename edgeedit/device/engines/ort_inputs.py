@@ -66,6 +66,10 @@ class OrtInputsEngine:
             raise RefusedError(f"ONNX Runtime failed: {str(error)[:200]}", hint="see `edgeedit doctor`") from error
         return result
 
+    def describe(self) -> str:
+        """One line for `doctor`."""
+        return f"{len(self._tensors)} patchable tensors are graph inputs"
+
     def swap(self, new: Mapping[str, Array]) -> None:
         """Make whole tensors live; shapes and dtypes are those of the Bundle."""
         self.stage(new)()

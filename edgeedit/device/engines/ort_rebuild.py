@@ -51,6 +51,10 @@ class OrtRebuildEngine:
             raise RefusedError(f"ONNX Runtime failed: {str(error)[:200]}", hint="see `edgeedit doctor`") from error
         return result
 
+    def describe(self) -> str:
+        """One line for `doctor`."""
+        return f"session is rebuilt for each change ({self._bundle.provider}); needs the memory of two"
+
     def swap(self, new: Mapping[str, Array]) -> None:
         """Make whole tensors live; shapes and dtypes are those of the Bundle."""
         self.stage(new)()

@@ -26,5 +26,8 @@ class Engine(Protocol):
     def swap(self, new: Mapping[str, Array]) -> None:
         """`stage(new)()`: whole tensors, shapes and dtypes as in the Bundle."""
 
+    def describe(self) -> str:
+        """One line for `doctor`: which tensors can be changed, and how that is known."""
+
     def stage(self, new: Mapping[str, Array]) -> Commit:
         """Prepare whole tensors off the frame path; the returned function makes them live."""

@@ -102,6 +102,10 @@ class TrtEngine:
         memory.download(result, made)
         return result[:count]
 
+    def describe(self) -> str:
+        """One line for `doctor`."""
+        return f"engine is refittable: {len(self.refittable)} tensors, all {len(self._editable)} patchable ones among them"
+
     def swap(self, new: Mapping[str, Array]) -> None:
         """Make whole tensors live; shapes and dtypes are those of the Bundle."""
         self.stage(new)()
