@@ -115,14 +115,21 @@ def report(delta: Path, out: Path, as_json: bool) -> None:
 
 
 @click.command()
-@_BUNDLE
+@click.argument("bundle", type=_PATH)
+@click.argument("other", type=_PATH, required=False)
+@click.option("--per-layer", is_flag=True, help="Also the input of each patchable matrix, and the first that drifts.")
 @json_option
-def compare(bundle: Path, as_json: bool) -> None:
-    """Compare the torch encoder with the Bundle's graph on the probes."""
+def compare(bundle: Path, other: Path | None, per_layer: bool, as_json: bool) -> None:
+    """Compare BUNDLE's graph with its torch encoder, or with the Bundle OTHER, on BUNDLE's probes."""
     from edgeedit.flows.server import compare_bundle
 
-    value = compare_bundle(bundle)
-    emit(value, "\n".join(f"{key:12} {number}" for key, number in value.items()), as_json=as_json)
+    value = compare_bundle(bundle, other, per_layer=per_layer)
+    lines = [f"{key:12} {value[key]}" for key in ("cosine_min", "max_abs", "mean_abs")]
+    for row in value.get("layers", ()):
+        lines.append(f"  {row['cosine_min']:.6f}  {row['max_abs']:.3e}  {row['mean_abs']:.3e}  {row['name']}")
+    if per_layer:
+        lines.append(f"first layer that drifts: {value['first_drift'] or 'none'}")
+    emit(value, "\n".join(lines), as_json=as_json)
 
 
 @click.command()

@@ -80,6 +80,23 @@ def run_graph(folder: Path, pixels: Array, *, threads: int = 0) -> Array:
     return np.concatenate(parts)
 
 
+def run_session(content: bytes, folder: Path, outputs: list[str], pixels: Array) -> list[Array]:
+    """The named outputs of a graph given as bytes, whose weights lie in `folder`; raises InputError when ONNX Runtime refuses."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    try:
+        session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        found: list[Array] = session.run(outputs, {session.get_inputs()[0].name: np.ascontiguousarray(pixels)})
+    except _ort_errors() as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"ONNX Runtime cannot run the graph: {reason}", hint="check the bundle and the size of the images") from error
+    return found
+
+
 def _fixed(count: int, batch: int) -> Iterator[slice]:
     for start in range(0, count, batch):
         yield slice(start, min(start + batch, count))
