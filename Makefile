@@ -12,7 +12,7 @@ DEVICE_TESTS := tests/unit/ground tests/unit/codec tests/unit/patch tests/unit/d
 WHEEL_TESTS := tests/unit/ground tests/unit/codec tests/unit/patch tests/unit/device tests/unit/report tests/cli tests/arch
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo demo-seeds test install lint types contracts native aarch64 fuzz fuzz-ci wheel test-wheel test-pythons test-transformers test-deps pytest clean
+.PHONY: demo demo-seeds test install lint types contracts native aarch64 fuzz fuzz-ci wheel test-wheel test-pythons test-transformers test-deps benchmark-assets pytest clean
 
 demo: $(VENV)/.installed $(VENV)/.assets
 	$(BIN)/edgeedit demo --out demo-out
@@ -107,6 +107,11 @@ test-transformers: wheel
 NATIVE_PACKAGES := g++ clang libssl-dev zlib1g-dev g++-aarch64-linux-gnu qemu-user libssl-dev:arm64 zlib1g-dev:arm64
 test-deps:
 	@dpkg -s $(NATIVE_PACKAGES) >/dev/null 2>&1 || (dpkg --add-architecture arm64 && apt-get update -q && apt-get install -yq $(NATIVE_PACKAGES))
+
+# Fashion-MNIST (31 MB, MIT) for benchmarks/edit_quality.py, unpacked from the Debian package without installing it (no root).
+benchmark-assets:
+	@mkdir -p build/assets && test -d build/assets/usr/share/datasets/fashion-mnist || \
+		(cd build/assets && apt-get download -q dataset-fashion-mnist && dpkg-deb -x dataset-fashion-mnist_*.deb . && rm -f dataset-fashion-mnist_*.deb)
 
 pytest: $(VENV)/.installed $(VENV)/.assets
 	$(BIN)/python -m pytest -q

@@ -1,0 +1,224 @@
+"""One cell of the quality grid: a method on a set with a seed, measured on that seed's images; and its storage.
+
+Guarantees: the base's features are computed once per set and seed; error, AUC and share of each verdict come together;
+a cell's file is written whole or not at all, so an interrupted run keeps what it measured.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rivals
+import torch
+from PIL import ImageOps
+from quality_sets import FOLDER, sets
+
+from edgeedit.digest import digest_file
+from edgeedit.edit.cost import delta_bytes
+from edgeedit.edit.drift import borderline_agreement, embedding_shift
+from edgeedit.edit.evaluate import features, judge, reader_labels
+from edgeedit.edit.lorsu import Lorsu
+from edgeedit.edit.readers import Reader, fit_linear
+from edgeedit.edit.run import HeldOut, edit
+from edgeedit.edit.shots import Shots, load_pixels, make_shots, open_image
+from edgeedit.encoder.encoder import Encoder
+from edgeedit.encoder.values import parameter_values, with_values
+from edgeedit.files import replace_file
+from edgeedit.flows.elpv import Scenario
+from edgeedit.rounding import apply_delta
+
+Array = np.ndarray[Any, Any]
+UNRELATED_READER, UNRELATED_HELDOUT = 500, 300  # images of easy-vqa: enough to see damage
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a method made: an edited encoder (None: untouched), a reader, and the bytes to ship."""
+
+    encoder: Encoder | None
+    reader: Reader
+    size: int
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One set and seed: readers, pixels and the base's features of every held-out set, shared by all methods."""
+
+    data: Scenario
+    encoder: Encoder
+    reader: Reader
+    unrelated: Reader
+    train: Array
+    held: Mapping[str, Shots]
+    pixels: Mapping[str, Array]
+    base: Mapping[str, Array]
+
+
+def first(shots: Shots, count: int) -> Shots:
+    """The first `count` images of a set whose order is already random."""
+    return make_shots(shots.paths[:count], shots.labels[:count], shots.classes, shots.groups[:count])
+
+
+def bench(encoder: Encoder, data: Scenario, limit: int | None = None) -> Bench:
+    """Fit the readers and compute the base's features once; `limit` keeps only so many held-out images (quick runs)."""
+    train = features(encoder, load_pixels(data.reader_train, encoder.preprocess))
+    reader = fit_linear(train, data.reader_train.labels, data.reader_train.classes)
+    other = first(data.unrelated_train, UNRELATED_READER if limit is None else 4 * limit)
+    unrelated = fit_linear(features(encoder, load_pixels(other, encoder.preprocess)), other.labels, other.classes)
+    held = {"target": data.target_heldout, "control": data.control_heldout, "unrelated": first(data.unrelated_heldout, UNRELATED_HELDOUT)}
+    if limit is not None:
+        held = {name: _spread(shots, limit) for name, shots in held.items()}
+    pixels = {name: load_pixels(shots, encoder.preprocess) for name, shots in held.items()}
+    base = {name: features(encoder, rows) for name, rows in pixels.items()}
+    return Bench(data, encoder, reader, unrelated, train, held, pixels, base)
+
+
+def _spread(shots: Shots, count: int) -> Shots:
+    rows = np.unique(np.linspace(0, len(shots.paths) - 1, count).astype(np.int64))
+    return make_shots([shots.paths[i] for i in rows], shots.labels[rows], shots.classes, [shots.groups[i] for i in rows])
+
+
+def localized(method: Lorsu) -> Callable[[Bench, float, int], Outcome]:
+    """A method of the package; `lr` scales its learning rates.  It gets mirrored shots to judge by: nothing that a method
+    sees while it works may be held out, and the cell judges by itself, with the base's features already known."""
+
+    def run(of: Bench, lr: float, seed: int) -> Outcome:
+        scaled = replace(method, lr=method.lr * lr, lr_low_rank=method.lr_low_rank * lr)
+        few = _mirrored(of.data.shots)
+        result = edit(
+            of.encoder,
+            of.data.shots,
+            of.data.control,
+            of.reader,
+            method=scaled,
+            precision="float32",
+            heldout=HeldOut(few),
+            seed=seed,
+            limit=1.0,
+        )
+        values = parameter_values(of.encoder, "float32")
+        new = {t.name: apply_delta(values[t.name], t) for t in result.delta.tensors}
+        return Outcome(with_values(of.encoder, {**values, **new}), of.reader, delta_bytes(result.delta.tensors))
+
+    return run
+
+
+def _mirrored(shots: Shots) -> Shots:
+    """A mirrored copy of the first shot of each class."""
+    rows = np.array([int(np.flatnonzero(shots.labels == c)[0]) for c in range(len(shots.classes))])
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for row in rows:
+        path = FOLDER / f"mirrored-{digest_file(shots.paths[row])[:16]}.png"
+        ImageOps.mirror(open_image(shots.paths[row])).save(path)
+        paths.append(path)
+    return make_shots(paths, shots.labels[rows], shots.classes, [f"mirrored-{r}" for r in rows])
+
+
+def dense(only: str = "", alpha: float | None = None) -> Callable[[Bench, float, int], Outcome]:
+    """Fine-tuning of all parameters or of those whose name contains `only`; `alpha` interpolates with the base."""
+
+    def run(of: Bench, lr: float, seed: int) -> Outcome:
+        made = rivals.dense(of.encoder, _data(of), of.reader, lr, seed, only=only)
+        if alpha is not None:
+            made = rivals.interpolated(of.encoder, made, alpha)
+        return Outcome(made.encoder, of.reader, made.size)
+
+    return run
+
+
+def lora(of: Bench, lr: float, seed: int) -> Outcome:
+    """PEFT's LoRA."""
+    made = rivals.lora(of.encoder, _data(of), of.reader, lr, seed)
+    return Outcome(made.encoder, of.reader, made.size)
+
+
+def refit(of: Bench, _lr: float, _seed: int, *, base: bool = True) -> Outcome:
+    """The reader fitted again on shots, with the stored labelled base features or without; the encoder stays."""
+    rows = features(of.encoder, load_pixels(of.data.shots, of.encoder.preprocess))
+    labels = of.data.shots.labels
+    if base:
+        rows, labels = np.concatenate([of.train, rows]), np.concatenate([of.data.reader_train.labels, labels])
+    reader = fit_linear(rows, labels, of.data.shots.classes)
+    return Outcome(None, reader, 4 * (reader.weight.size + reader.bias.size + 2 * reader.mean.size))
+
+
+def refit_shots(of: Bench, lr: float, seed: int) -> Outcome:
+    """The reader fitted on the shots alone."""
+    return refit(of, lr, seed, base=False)
+
+
+def nothing(of: Bench, _lr: float, _seed: int) -> Outcome:
+    """No edit."""
+    return Outcome(None, of.reader, 0)
+
+
+def _data(of: Bench) -> rivals.Data:
+    shots, control = (torch.from_numpy(load_pixels(s, of.encoder.preprocess)) for s in (of.data.shots, of.data.control))
+    return rivals.Data(shots, torch.from_numpy(reader_labels(of.data.shots, of.reader)), control)
+
+
+def measure(of: Bench, run: Callable[[Bench, float, int], Outcome], lr: float, seed: int) -> dict[str, Any]:
+    """Run a method and judge it on every held-out set against the base with the base's reader."""
+    start = time.perf_counter()
+    made = run(of, lr, seed)
+    seconds = time.perf_counter() - start
+    cell: dict[str, Any] = {"lr": lr, "seconds": round(seconds, 1), "bytes": made.size}
+    for name, shots in of.held.items():
+        own = of.unrelated if name == "unrelated" else of.reader
+        after = of.base[name] if made.encoder is None else features(made.encoder, of.pixels[name])
+        logits = own.logits_numpy(of.base[name]), (own if name == "unrelated" else made.reader).logits_numpy(after)
+        row = judge(name, shots, reader_labels(shots, own), own, *logits)
+        cell[name] = {
+            "n": row.n,
+            "error": [round(row.error_before, 5), round(row.error_after, 5)],
+            "auc": [None if v is None else round(v, 5) for v in (row.auc_before, row.auc_after)],
+            "shares": [{k: round(v, 4) for k, v in part} for part in (row.shares_before, row.shares_after)],
+            "change": [round(row.change.low, 5), round(row.change.high, 5)],
+            "fixed": row.fixed,
+            "broken": row.broken,
+            "mcnemar_p": row.mcnemar_p,
+        }
+        if name == "control":
+            cell["agreement"], cell["borderline"] = borderline_agreement(*logits)
+            cell["shift"] = round(embedding_shift(of.base[name], after)[0], 5)
+    return cell
+
+
+class Cells:
+    """Stored cells, one JSON file each; a finished one is never measured again."""
+
+    def __init__(self, folder: Path, encoder: Encoder, about: Mapping[str, Any], limit: int | None) -> None:
+        self.folder, self.encoder, self.about, self.limit = folder, encoder, about, limit
+        self._bench: tuple[tuple[str, int, int, bool], Bench] | None = None
+
+    def path(self, name: str) -> Path:
+        """File of a cell."""
+        return self.folder / f"{name}.json"
+
+    def stored(self, name: str) -> dict[str, Any] | None:
+        """A finished cell, or None."""
+        path = self.path(name)
+        if not path.exists():
+            return None
+        value: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        return value
+
+    def keep(self, name: str, value: Mapping[str, Any]) -> None:
+        """Write a finished cell."""
+        self.path(name).parent.mkdir(parents=True, exist_ok=True)
+        replace_file(self.path(name), (json.dumps({**self.about, **value}, indent=1, sort_keys=True) + "\n").encode())
+
+    def bench(self, set_name: str, seed: int, shots: int, *, development: bool) -> Bench:
+        """The shared part of a set and seed; the last one is kept in memory."""
+        key = (set_name, seed, shots, development)
+        if self._bench is None or self._bench[0] != key:
+            self._bench = None
+            self._bench = key, bench(self.encoder, sets(set_name, seed, shots, development=development), self.limit)
+        return self._bench[1]
