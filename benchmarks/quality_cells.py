@@ -90,7 +90,7 @@ def localized(method: Lorsu) -> Callable[[Bench, float, int], Outcome]:
 
     def run(of: Bench, lr: float, seed: int) -> Outcome:
         scaled = replace(method, lr=method.lr * lr, lr_low_rank=method.lr_low_rank * lr)
-        few = _mirrored(of.data.shots)
+        few = mirrored(of.data.shots)
         result = edit(
             of.encoder,
             of.data.shots,
@@ -109,7 +109,7 @@ def localized(method: Lorsu) -> Callable[[Bench, float, int], Outcome]:
     return run
 
 
-def _mirrored(shots: Shots) -> Shots:
+def mirrored(shots: Shots) -> Shots:
     """A mirrored copy of the first shot of each class."""
     rows = np.array([int(np.flatnonzero(shots.labels == c)[0]) for c in range(len(shots.classes))])
     FOLDER.mkdir(parents=True, exist_ok=True)
