@@ -4,7 +4,8 @@
 
 Each edit gets 4 other shots per class of polycrystalline cells (the reader knows mono cells only), and its held-out images are
 4 other cells per class.  Every state is judged on ALL sessions' held-out images and on mono control cells.
-Nothing is chosen here: the default's settings with fewer steps per edit (6), the same for the rivals at the rates that `edit_quality.py` chose on development images.
+Nothing is chosen here: the default's settings with fewer steps per edit (6), the same for the rivals at the rates that
+`edit_quality.py` chose on development images.
 
 Goal: forgetting <= 0.01 for the default.  Losses are listed.  Finished chains are stored (results/edit_chain/) and not run again.
 """
