@@ -49,6 +49,8 @@ install(TARGETS edgeedit_shared edgeedit_static EXPORT edgeeditTargets COMPONENT
 install(TARGETS edgeedit-apply COMPONENT native)
 install(FILES ${native}/edgeedit.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} COMPONENT native)
 install(EXPORT edgeeditTargets NAMESPACE edgeedit:: DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/edgeedit COMPONENT native)
+# The prefix is found from where the file lies, so that an installed tree can be moved.
+file(RELATIVE_PATH EDGEEDIT_PC_UP /${CMAKE_INSTALL_LIBDIR}/pkgconfig /)
 configure_file(${native}/edgeedit.pc.in edgeedit.pc @ONLY)
 configure_file(${native}/edgeeditConfig.cmake.in edgeeditConfig.cmake @ONLY)
 write_basic_package_version_file(edgeeditConfigVersion.cmake COMPATIBILITY SameMajorVersion)

@@ -1,8 +1,10 @@
 // Native tests of the core: conversions, rounding ties, the caller's floating-point control register, cursors, refusals.
+#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <limits>
+#include <thread>
 #include <vector>
 
 #include "core.h"
@@ -13,7 +15,7 @@
 
 namespace {
 
-int failures = 0;
+std::atomic<int> failures{0};
 
 #define CHECK(condition)                                                     \
   do {                                                                       \
@@ -85,6 +87,35 @@ void test_bfloat16_rounds_to_even_and_keeps_nan() {
   }
 }
 
+// The value of a bfloat16 pattern by the definition of the format, in double.
+double bfloat16_value(std::uint16_t pattern) {
+  const int exponent = (pattern >> 7) & 0xFF;
+  const int significand = pattern & 0x7F;
+  const double magnitude = exponent == 0 ? std::ldexp(significand, -133) : std::ldexp(significand + 128, exponent - 134);
+  return (pattern & 0x8000) != 0 ? -magnitude : magnitude;
+}
+
+void test_every_bfloat16_and_every_tie_between_two() {
+  for (std::uint32_t pattern = 0; pattern < 0x10000U; ++pattern) {
+    const auto low = static_cast<std::uint16_t>(pattern);
+    const std::uint32_t wide = edgeedit::float_from_bfloat16(low);
+    if ((low & 0x7F80) == 0x7F80) {
+      CHECK((wide & 0x7F800000U) == 0x7F800000U && ((wide & 0x7FFFFFU) != 0) == ((low & 0x7F) != 0));
+      continue;
+    }
+    float value;
+    std::memcpy(&value, &wide, sizeof(value));
+    CHECK(static_cast<double>(value) == bfloat16_value(low) && std::signbit(value) == ((low & 0x8000) != 0));
+    CHECK(edgeedit::bfloat16_from_float(wide) == low);
+    if ((low & 0x7FFF) == 0x7F7F) continue;  // the next one up is infinity
+    const auto high = static_cast<std::uint16_t>(low + 1);
+    const auto middle = static_cast<float>((bfloat16_value(low) + bfloat16_value(high)) / 2);  // exact in float
+    CHECK(edgeedit::bfloat16_from_float(bits_of(middle)) == ((low & 1) != 0 ? high : low));
+    CHECK(edgeedit::bfloat16_from_float(bits_of(middle) - 1) == low);
+    CHECK(edgeedit::bfloat16_from_float(bits_of(middle) + 1) == high);
+  }
+}
+
 Sparse by_index(const std::int64_t* index, const std::int16_t* q, std::uint64_t count, float step) { return {index, nullptr, 0, q, count, step}; }
 
 void test_the_callers_control_register_has_no_influence_and_comes_back() {
@@ -108,7 +139,55 @@ void test_the_callers_control_register_has_no_influence_and_comes_back() {
     CHECK(status == Status::kOk && after == control);
     CHECK(std::memcmp(out, old, sizeof(out)) == 0);
   }
+#elif defined(__aarch64__)
+  // The same with FPCR: flush to zero (bit 24), default NaN (25), rounding mode (22 and 23).
+  const float old[2] = {std::ldexp(1.0F, -130), 1.0F};
+  const std::int64_t row[1] = {0};
+  const std::int64_t cols[2] = {0, 1};
+  const std::int8_t a[1] = {1};
+  const std::int8_t b[2] = {0, 1};
+  const LowRank part{row, 1, cols, 2, a, b, 1, std::ldexp(1.0F, -60)};
+  std::uint64_t saved;
+  __asm__ volatile("mrs %0, fpcr" : "=r"(saved)::"memory");
+  const std::uint64_t strange[] = {1U << 24, 1U << 22, (1U << 23) | (1U << 24), 3U << 22, 1U << 25};
+  for (const std::uint64_t control : strange) {
+    float out[2];
+    std::uint64_t after;
+    __asm__ volatile("msr fpcr, %0" ::"r"(control) : "memory");
+    const Status status = edgeedit::apply(Dtype::kFloat32, old, out, 1, 2, nullptr, &part);
+    __asm__ volatile("mrs %0, fpcr" : "=r"(after)::"memory");
+    __asm__ volatile("msr fpcr, %0" ::"r"(saved) : "memory");
+    CHECK(status == Status::kOk && after == control);
+    CHECK(std::memcmp(out, old, sizeof(out)) == 0);
+  }
 #endif
+}
+
+void test_many_threads_make_the_same_bits() {
+  const std::uint64_t height = 64, width = 64;
+  std::vector<std::uint16_t> old(height * width);
+  std::vector<std::int64_t> index(old.size());
+  std::vector<std::int16_t> q(old.size());
+  std::vector<std::int8_t> a(height * 8), b(8 * width);
+  for (std::size_t i = 0; i < old.size(); ++i) {
+    old[i] = static_cast<std::uint16_t>(i % 0x3C00);
+    index[i] = static_cast<std::int64_t>(i);
+    q[i] = static_cast<std::int16_t>(i % 2 == 0 ? 1 + i % 255 : -3);
+  }
+  for (std::size_t i = 0; i < a.size(); ++i) a[i] = b[i] = static_cast<std::int8_t>(i % 251);
+  const Sparse sparse = by_index(index.data(), q.data(), q.size(), 0.001953125F);
+  const LowRank low{index.data(), height, index.data(), width, a.data(), b.data(), 8, std::ldexp(1.0F, -20)};
+  std::vector<std::vector<std::uint16_t>> made(9, std::vector<std::uint16_t>(old.size()));
+  const auto work = [&](std::size_t slot) {
+    for (int round = 0; round < 20; ++round) {
+      CHECK(edgeedit::apply(Dtype::kFloat16, old.data(), made[slot].data(), height, width, &sparse, &low) == Status::kOk);
+    }
+  };
+  work(0);
+  std::vector<std::thread> threads;
+  for (std::size_t slot = 1; slot < made.size(); ++slot) threads.emplace_back(work, slot);
+  for (std::thread& thread : threads) thread.join();
+  for (const auto& one : made) CHECK(one == made[0]);
 }
 
 void test_bitmap_and_index_agree_and_overlap_is_rounded_once() {
@@ -194,9 +273,11 @@ int main() {
   test_every_half_is_widened_exactly_and_comes_back();
   test_ties_between_halves_go_to_even();
   test_bfloat16_rounds_to_even_and_keeps_nan();
+  test_every_bfloat16_and_every_tie_between_two();
+  test_many_threads_make_the_same_bits();
   test_the_callers_control_register_has_no_influence_and_comes_back();
   test_bitmap_and_index_agree_and_overlap_is_rounded_once();
   test_refusals();
-  std::printf(failures == 0 ? "core: ok\n" : "core: %d failures\n", failures);
+  std::printf(failures == 0 ? "core: ok\n" : "core: %d failures\n", failures.load());
   return failures == 0 ? 0 : 1;
 }
