@@ -12,7 +12,7 @@ DEVICE_TESTS := tests/unit/ground tests/unit/codec tests/unit/patch tests/unit/d
 WHEEL_TESTS := tests/unit/ground tests/unit/codec tests/unit/patch tests/unit/device tests/unit/report tests/cli tests/arch
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo demo-seeds test install lint types contracts native aarch64 fuzz fuzz-ci wheel test-wheel test-pythons test-transformers test-deps benchmark-assets pytest clean
+.PHONY: demo demo-seeds test install lint types contracts native aarch64 fuzz fuzz-ci wheel test-wheel test-pythons test-transformers test-deps benchmark-assets bench-patch pytest clean
 
 demo: $(VENV)/.installed $(VENV)/.assets
 	$(BIN)/edgeedit demo --out demo-out
@@ -104,14 +104,23 @@ test-transformers: wheel
 	cd / && $(CURDIR)/.venv-tf4/bin/python -m pytest -q -p no:cacheprovider -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) -k 'not timm' $(CURDIR)/tests/unit/deploy/test_families.py $(CURDIR)/tests/unit/encoder
 
 # System packages for tests (root): compilers, OpenSSL and zlib for this machine and for aarch64, and qemu-user to run the latter.
+BENCH_PACKAGES := bsdiff xdelta3 zstd zchunk
 NATIVE_PACKAGES := g++ clang pkg-config libssl-dev zlib1g-dev g++-aarch64-linux-gnu qemu-user libssl-dev:arm64 zlib1g-dev:arm64
 test-deps:
+	@dpkg -s $(BENCH_PACKAGES) >/dev/null 2>&1 || (apt-get update -q && apt-get install -yq $(BENCH_PACKAGES))
 	@dpkg -s $(NATIVE_PACKAGES) >/dev/null 2>&1 || (dpkg --add-architecture arm64 && apt-get update -q && apt-get install -yq $(NATIVE_PACKAGES))
 
 # Fashion-MNIST (31 MB, MIT) for benchmarks/edit_quality.py, unpacked from the Debian package without installing it (no root).
 benchmark-assets:
 	@mkdir -p build/assets && test -d build/assets/usr/share/datasets/fashion-mnist || \
 		(cd build/assets && apt-get download -q dataset-fashion-mnist && dpkg-deb -x dataset-fashion-mnist_*.deb . && rm -f dataset-fashion-mnist_*.deb)
+
+# Patch sizes and speeds beside generic tools, for the record; each under 12 minutes after `patch_edits.py` has made its edits once.
+bench-patch: $(VENV)/.installed $(VENV)/.assets
+	$(BIN)/pip install -q $(CONSTRAINTS) -e '.[bench]' --no-build-isolation
+	$(BIN)/python benchmarks/patch_edits.py
+	$(BIN)/python benchmarks/patch_size.py --json benchmarks/results/patch_size.json
+	$(BIN)/python benchmarks/patch_speed.py --json benchmarks/results/patch_speed.json
 
 pytest: $(VENV)/.installed $(VENV)/.assets
 	$(BIN)/python -m pytest -q
