@@ -10,10 +10,11 @@ import math
 from typing import Any
 
 import numpy as np
+import torch
 
 from edgeedit.delta import LowRankPart, SparsePart
 from edgeedit.limits import MAX_STEP
-from edgeedit.rounding import legal_step
+from edgeedit.rounding import legal_step, low_rank_product
 
 Array = np.ndarray[Any, Any]
 
@@ -65,3 +66,21 @@ def survival(old: Array, new: Array, precision: str) -> tuple[int, int]:
     else:
         before, after = before.astype(precision), after.astype(precision)
     return int((before != after).sum()), int(differ.sum())
+
+
+def rounded_values(values: torch.Tensor, bits: int) -> torch.Tensor:
+    """What `sparse_part` makes of `values` (1-D), on their device: the integer form as numbers."""
+    array = values.cpu().numpy()
+    part = sparse_part(np.arange(array.size, dtype=np.int64), array, bits)
+    result = np.zeros_like(array)
+    if part is not None:
+        result[part.index] = np.float32(part.step) * part.q
+    return torch.from_numpy(result).to(values)
+
+
+def rounded_low_rank(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """What `low_rank_part` makes of A.B, on their device."""
+    part = low_rank_part(np.arange(a.shape[0], dtype=np.int64), a.cpu().numpy(), b.cpu().numpy())
+    if part is None:
+        return torch.zeros_like(a @ b)
+    return torch.from_numpy(np.float32(part.scale) * low_rank_product(part)).to(a)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -21,12 +21,12 @@ from edgeedit.delta import Delta, TensorDelta
 from edgeedit.digest import digest_file
 from edgeedit.edit.evaluate import features, judge, reader_labels
 from edgeedit.edit.gate import decide
-from edgeedit.edit.locality import Locality, choose, mean_gradients
-from edgeedit.edit.lorsu import Lorsu
-from edgeedit.edit.quantize import low_rank_part, sparse_part, survival
+from edgeedit.edit.locality import Locality
+from edgeedit.edit.losses import HeadLoss, TargetLoss
+from edgeedit.edit.methods.method import Method, Task
+from edgeedit.edit.quantize import survival
 from edgeedit.edit.readers import Reader
 from edgeedit.edit.shots import Shots, load_pixels
-from edgeedit.edit.train import Selection, TrainData, train
 from edgeedit.encoder.encoder import Encoder
 from edgeedit.encoder.values import parameter_values, with_values
 from edgeedit.errors import InputError
@@ -49,12 +49,26 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class EditResult:
-    """The Delta, its metrics, and the features of every held-out set before and after (float32)."""
+    """What an edit gave: its metrics, and the features of every held-out set before and after (float32).
 
-    delta: Delta
+    `patch` is the Delta of a localized method, None for a rival; `info` is the record either way; `values` are a rival's
+    whole new tensors (float32); `reader` is the one that judged afterwards; `payload` the bytes a device would receive."""
+
+    patch: Delta | None
     metrics: EditMetrics
     features_before: Mapping[str, Array]
     features_after: Mapping[str, Array] = field(default_factory=dict)
+    info: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str, Array] = field(default_factory=dict)
+    reader: Reader | None = None
+    payload: int = 0
+
+    @property
+    def delta(self) -> Delta:
+        """The Delta; raises InputError for a rival, which has none."""
+        if self.patch is None:
+            raise InputError("method has no delta: expected a localized method, got a rival that changes whole tensors or the reader")
+        return self.patch
 
 
 def _check(encoder: Encoder, shots: Shots, control: Shots, reader: Reader, heldout: HeldOut, limit: float) -> None:
@@ -99,25 +113,6 @@ def _check_disjoint(shots: Shots, control: Shots, heldout: HeldOut) -> None:
         raise InputError(f"shots overlap the control images: expected none, got {len(overlap)}, for example {overlap[0]}")
 
 
-def _round(encoder: Encoder, locality: Locality, selection: Selection, bits: int) -> tuple[TensorDelta, ...]:
-    sparse, low = selection.deltas()
-    if not all(np.isfinite(array).all() for array in (*sparse.values(), *(x for pair in low.values() for x in pair))):
-        raise InputError("training diverged: expected finite weights, got NaN or infinity", hint="lower the learning rates")
-    shapes = {name: tuple(p.shape) for name, p in encoder.parameters_by_name().items()}
-    made = []
-    for name, values in sparse.items():
-        part = sparse_part(locality.entries[name], values, bits)
-        if part is not None:
-            made.append(TensorDelta(name, shapes[name], sparse=part))
-    for name, (a, b) in low.items():
-        factors = low_rank_part(locality.rows[name], a, b)
-        if factors is not None:
-            made.append(TensorDelta(name, shapes[name], low_rank=factors))
-    if not made:
-        raise InputError("edit changed nothing: expected non-zero steps", hint="raise the learning rate or the number of steps")
-    return tuple(sorted(made, key=lambda t: t.name))
-
-
 @dataclass(frozen=True)
 class _Census:
     """Count of changed elements, of changed elements outside the declared locality, of all elements; survival shares."""
@@ -136,11 +131,7 @@ def _census(old: Mapping[str, Array], new: Mapping[str, Array], locality: Locali
         bits = f"u{before.dtype.itemsize}"
         differ = before.view(bits) != new[name].view(bits)
         changed += int(differ.sum())
-        declared = np.zeros(before.shape, dtype=bool)
-        if name in locality.entries:
-            declared.reshape(-1)[locality.entries[name]] = True
-        if name in locality.rows:
-            declared[locality.rows[name]] = True
+        declared = locality.declared(name, before.shape)
         outside += int((differ & ~declared).sum())
         for kind, counts in lived.items():
             kept, all_of = survival(before.astype(np.float32), new[name].astype(np.float32), kind)
@@ -149,89 +140,102 @@ def _census(old: Mapping[str, Array], new: Mapping[str, Array], locality: Locali
     return _Census(changed, outside, sum(a.size for a in old.values()), shares)
 
 
-def _gradients(encoder: Encoder, pixels: torch.Tensor, labels: torch.Tensor, reader: Reader, batch: int) -> dict[str, Array]:
-    def loss(rows: slice) -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(reader.logits(encoder(pixels[rows])), labels[rows])
-
-    return mean_gradients(encoder, loss, len(pixels), batch)
-
-
 def edit(
     encoder: Encoder,
     shots: Shots,
     control: Shots,
     reader: Reader,
     *,
-    method: Lorsu,
+    method: Method,
     precision: str,
     heldout: HeldOut,
     seed: int,
     limit: float,
     progress: Progress | None = None,
+    loss: TargetLoss | None = None,
+    stored: Shots | None = None,
+    device: str = "cpu",
 ) -> EditResult:
     """Edit `encoder` (left unchanged) from labelled `shots`; `control` images need no labels.
 
-    Raises InputError for unusable sets.  `precision` is the deployed one; `limit` the allowed rise of an error (0..1)."""
+    `precision` is the deployed one; `limit` the allowed rise of an error (0..1); `loss` what the shots are trained on
+    (default: cross-entropy of the reader); `stored` labelled images that the reader was fitted on, which only the rival
+    that fits it again may use; `device` is where training runs (judging runs on the CPU).  Raises InputError for unusable sets."""
     _check(encoder, shots, control, reader, heldout, limit)
     torch.manual_seed(seed)
     values = parameter_values(encoder, precision)
     base = with_values(encoder, values)
-    pixels = torch.from_numpy(load_pixels(shots, encoder.preprocess))
-    kept = torch.from_numpy(load_pixels(control, encoder.preprocess))
-    labels = torch.from_numpy(reader_labels(shots, reader))
+    task = _task(base, values, (shots, control, stored), reader, loss or HeadLoss(reader), (seed, limit, device, progress))
     start = time.perf_counter()
-    locality = choose(base, _gradients(base, pixels, labels, reader, method.batch), method.share, method.heads)
-    selection = train(base, locality, TrainData(pixels, labels, kept), reader, method, seed, progress)
-    tensors = _round(base, locality, selection, method.bits)
+    update = method.update(task)
     seconds = time.perf_counter() - start
-    new = {**values, **{t.name: apply_delta(values[t.name], t) for t in tensors}}
+    base = base.to("cpu")
+    new = {**values, **{t.name: apply_delta(values[t.name], t) for t in update.tensors}}
+    new |= {name: value.astype(values[name].dtype) for name, value in update.values.items()}
     edited = with_values(encoder, new)
+    locality = update.locality or Locality({}, {}, np.zeros((base.blocks, base.heads)), np.zeros((base.blocks, base.heads), bool))
     # Read back from the encoder that is judged, not from what was meant to be put into it.
     census = _census(values, parameter_values(edited, precision), locality)
-    results, before, after, rows = _evaluate(base, edited, reader, heldout, progress)
+    after_reader = update.reader or reader
+    results, before, after, rows = _evaluate(base, edited, (reader, after_reader), heldout, progress)
     gate = decide(results["target"], results.get("control"), results.get("unrelated"), limit)
-    metrics = EditMetrics(
-        results["target"],
-        results.get("control"),
-        results.get("unrelated"),
-        gate,
-        seconds,
-        census.changed,
-        census.changed / census.total,
-        census.outside,
-        census.total,
-    )
+    judged = results["target"], results.get("control"), results.get("unrelated")
+    share = census.changed / census.total
+    metrics = EditMetrics(*judged, gate, seconds, census.changed, share, census.outside, census.total)
     info = {
         **_provenance(base, encoder, shots, control, reader, method, precision, seed),
-        "locality": _locality_info(base, locality, tensors),
+        "locality": _locality_info(base, locality, update.tensors),
         "metrics": metrics.to_json(),
         "survival": dict(census.survival),
         "verdicts": rows,
+        "payload": {"bytes": update.payload, **update.notes},
         "licence_notes": [],
     }
-    return EditResult(Delta(tensors, info), metrics, before, after)
+    patch = Delta(update.tensors, info) if update.tensors else None
+    return EditResult(patch, metrics, before, after, info, update.values, after_reader, update.payload)
+
+
+def _task(
+    base: Encoder,
+    values: Mapping[str, Array],
+    sets: tuple[Shots, Shots, Shots | None],
+    reader: Reader,
+    loss: TargetLoss,
+    run: tuple[int, float, str, Progress | None],
+) -> Task:
+    (shots, control, stored), (seed, limit, device, progress) = sets, run
+
+    def pixels(of: Shots) -> torch.Tensor:
+        return torch.from_numpy(load_pixels(of, base.preprocess)).to(device)
+
+    labels = torch.from_numpy(reader_labels(shots, reader)).to(device)
+    task = Task(base.to(device), values, pixels(shots), labels, pixels(control), reader, loss, seed, limit, progress=progress)
+    known = stored or (control if control.classes else None)
+    if known is None:
+        return task
+    return replace(task, stored_pixels=pixels(known), stored_labels=torch.from_numpy(reader_labels(known, reader)))
 
 
 def _evaluate(
-    base: Encoder, edited: Encoder, reader: Reader, heldout: HeldOut, progress: Progress | None
+    base: Encoder, edited: Encoder, readers: tuple[Reader, Reader], heldout: HeldOut, progress: Progress | None
 ) -> tuple[dict[str, SetResult], dict[str, Array], dict[str, Array], list[dict[str, Any]]]:
     sets = [
-        ("target", heldout.target, reader),
-        ("control", heldout.control, reader),
-        ("unrelated", heldout.unrelated, heldout.unrelated_reader),
+        ("target", heldout.target, *readers),
+        ("control", heldout.control, *readers),
+        ("unrelated", heldout.unrelated, heldout.unrelated_reader, heldout.unrelated_reader),
     ]
     results: dict[str, SetResult] = {}
     before: dict[str, Array] = {}
     after: dict[str, Array] = {}
     rows: list[dict[str, Any]] = []
-    for number, (name, shots, own) in enumerate(sets):
-        if shots is None or own is None:
+    for number, (name, shots, own, later) in enumerate(sets):
+        if shots is None or own is None or later is None:
             continue
         if progress is not None:
             progress(number, len(sets), f"judging {len(shots.paths)} held-out {name} images")
         pixels = load_pixels(shots, base.preprocess)
         before[name], after[name] = features(base, pixels), features(edited, pixels)
-        logits = own.logits_numpy(before[name]), own.logits_numpy(after[name])
+        logits = own.logits_numpy(before[name]), later.logits_numpy(after[name])
         labels = reader_labels(shots, own) if shots.classes else logits[0].argmax(1)
         results[name] = judge(name, shots, labels, own, *logits)
         rows += _verdict_rows(name, shots, labels, own, *logits)
@@ -263,7 +267,7 @@ def _verdict_rows(name: str, shots: Shots, labels: Array, reader: Reader, before
 
 
 def _provenance(
-    base: Encoder, encoder: Encoder, shots: Shots, control: Shots, reader: Reader, method: Lorsu, precision: str, seed: int
+    base: Encoder, encoder: Encoder, shots: Shots, control: Shots, reader: Reader, method: Method, precision: str, seed: int
 ) -> dict[str, Any]:
     return {
         "encoder": {
@@ -277,7 +281,7 @@ def _provenance(
         "reader": {"kind": reader.kind, "digest": reader.digest(), "classes": list(reader.classes)},
         "shots": {"digest": shots.digest, "n": len(shots.paths), "classes": list(shots.classes)},
         "control": {"digest": control.digest, "n": len(control.paths)},
-        "method": {"name": "lorsu", **asdict(method)},
+        "method": {"name": method.name, **asdict(method)},
         "seed": seed,
         "versions": {
             "edgeedit": __version__,

@@ -1,25 +1,30 @@
 """Training of the chosen values only: everything else is a frozen constant, so the optimiser holds no dense state.
 
-Guarantees: the parameters of the optimiser are one vector per fc1 (the chosen entries) and two factors per q/k/v (the
-chosen rows); no other element can change.  Adam without weight decay; warm-up and cosine per STEP; every random choice
-comes from the seed.
+Guarantees: the parameters of the optimiser are one vector per sparse weight (the chosen entries) and two factors per
+low-rank part; no other element can change, whatever the optimiser.  Warm-up and cosine per STEP; no sample is dropped;
+every random choice comes from the seed.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import nn
 from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 from edgeedit.edit.locality import Locality
-from edgeedit.edit.lorsu import Lorsu
+from edgeedit.edit.losses import HeadLoss, TargetLoss
+from edgeedit.edit.quantize import rounded_low_rank, rounded_values
 from edgeedit.edit.readers import Reader
+from edgeedit.edit.settings import Settings
 from edgeedit.encoder.encoder import Encoder
 from edgeedit.errors import InputError
 from edgeedit.patterns import synthetic_pixels
@@ -27,41 +32,138 @@ from edgeedit.patterns import synthetic_pixels
 Array = np.ndarray[Any, Any]
 WARM_UP = 4  # steps
 PATTERNS = 96  # synthetic images that stand for whatever else the encoder is used for
-WRAPPED = "wrapped."
+WRAPPED = "encoder.wrapped."
+
+
+class Trainable(Protocol):
+    """What `fit` trains: it runs images through the changed encoder and names its parameters with their rates."""
+
+    def run(self, images: torch.Tensor, then: Callable[[torch.Tensor], float], *, rounded: bool) -> float:
+        """Features of `images` passed on to `then`, which may go backward while the changed weights are in place."""
+
+    def groups(self, settings: Settings) -> list[dict[str, Any]]:
+        """Optimiser groups."""
+
+    def size(self) -> torch.Tensor:
+        """Squared norm of the change, differentiable."""
 
 
 class Selection(nn.Module):
-    """The trainable values on top of frozen weights: `sparse` name -> (values, index), `low_rank` name -> (A, B, rows)."""
+    """The trainable values on top of frozen weights: `sparse` name -> (values, index), `low_rank` name -> (A, B, rows).
 
-    def __init__(self, encoder: Encoder, locality: Locality, rank: int, generator: torch.Generator) -> None:
+    `share_input`: the q, k, v of a block use one input-side factor B.  Columns of an output projection take A.B too, with
+    A over all its rows.  `directions`: weight -> orthonormal (width, n) that the low-rank change must not read."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        locality: Locality,
+        rank: int,
+        generator: torch.Generator,
+        *,
+        share_input: bool = False,
+        directions: Mapping[str, torch.Tensor] | None = None,
+        bits: int = 4,
+    ) -> None:
         super().__init__()
         frozen = encoder.parameters_by_name()
-        self.base = {name: frozen[name].detach() for name in (*locality.entries, *locality.rows)}
-        self.index = {name: torch.from_numpy(index) for name, index in locality.entries.items()}
-        self.rows = {name: torch.from_numpy(rows) for name, rows in locality.rows.items()}
-        self.values = nn.ParameterList([nn.Parameter(torch.zeros(index.numel())) for index in self.index.values()])
+        self.base = {name: frozen[name].detach() for name in (*locality.entries, *locality.rows, *locality.columns)}
+        device = next(iter(frozen.values())).device
+        self.index = {name: torch.from_numpy(index).to(device) for name, index in locality.entries.items()}
+        self.rows = {name: torch.from_numpy(rows).to(device) for name, rows in locality.rows.items()}
+        self.columns = {name: torch.from_numpy(columns).to(device) for name, columns in locality.columns.items()}
+        self.directions, self.bits = dict(directions or {}), bits
+        self.values = nn.ParameterList([nn.Parameter(torch.zeros(index.numel(), device=device)) for index in self.index.values()])
         self.a, self.b = nn.ParameterList(), nn.ParameterList()
-        for name, rows in self.rows.items():
-            width = self.base[name].shape[1]
+        self.own_b: dict[str, int] = {}  # which factor B a weight uses
+        first = {name: encoder.qkv_names(b)[0] for b in range(encoder.blocks) for name in encoder.qkv_names(b)}
+        for name in (*self.rows, *self.columns):
+            height, width = (self.rows[name].numel() if name in self.rows else self.base[name].shape[0]), self.width(name)
             # As in LoRA: one factor random, the other zero, so training starts at the base.
-            self.a.append(nn.Parameter(torch.zeros(rows.numel(), rank)))
-            self.b.append(nn.Parameter(torch.randn(rank, width, generator=generator) / math.sqrt(width)))
+            self.a.append(nn.Parameter(torch.zeros(height, rank, device=device)))
+            leader = first.get(name, name) if share_input else name
+            if leader == name or leader not in self.own_b:
+                self.own_b[name] = len(self.b)
+                self.b.append(nn.Parameter((torch.randn(rank, width, generator=generator) / math.sqrt(width)).to(device)))
+            else:
+                self.own_b[name] = self.own_b[leader]
 
-    def weights(self) -> dict[str, torch.Tensor]:
-        """Parameter name -> base + trained values, differentiable."""
+    def width(self, name: str) -> int:
+        """Inputs that the low-rank part of a weight reads."""
+        return self.columns[name].numel() if name in self.columns else int(self.base[name].shape[1])
+
+    def factors(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Name -> (A, B) after the projection away from protected directions."""
+        found = {}
+        for name, a in zip((*self.rows, *self.columns), self.a, strict=True):
+            b = self.b[self.own_b[name]]
+            if name in self.directions:
+                b = b - (b @ self.directions[name]) @ self.directions[name].T
+            found[name] = (a, b)
+        return found
+
+    def weights(self, *, rounded: bool = False) -> dict[str, torch.Tensor]:
+        """Parameter name -> base + trained values, differentiable; `rounded`: in integer form, gradients straight through."""
         result = {}
         for (name, index), values in zip(self.index.items(), self.values, strict=True):
             base = self.base[name]
-            result[name] = (base.reshape(-1).scatter_add(0, index, values)).reshape(base.shape)
-        for (name, rows), a, b in zip(self.rows.items(), self.a, self.b, strict=True):
-            result[name] = self.base[name].index_add(0, rows, a @ b)
+            used = values + (rounded_values(values.detach(), self.bits) - values.detach()) if rounded else values
+            result[name] = (base.reshape(-1).scatter_add(0, index, used)).reshape(base.shape)
+        for name, (a, b) in self.factors().items():
+            change = a @ b
+            if rounded:
+                change = change + (rounded_low_rank(a.detach(), b.detach()) - change.detach())
+            base = self.base[name]
+            result[name] = (
+                base.index_add(0, self.rows[name], change) if name in self.rows else base.index_add(1, self.columns[name], change)
+            )
         return result
 
     def deltas(self) -> tuple[dict[str, Array], dict[str, tuple[Array, Array]]]:
-        """Trained values: fc1 name -> vector; q/k/v name -> (A, B), float32."""
-        sparse = {name: v.detach().numpy() for name, v in zip(self.index, self.values, strict=True)}
-        low = {name: (a.detach().numpy(), b.detach().numpy()) for name, a, b in zip(self.rows, self.a, self.b, strict=True)}
+        """Trained values: FFN name -> vector; low-rank name -> (A, B), float32."""
+        sparse = {name: v.detach().cpu().numpy() for name, v in zip(self.index, self.values, strict=True)}
+        low = {name: (a.detach().cpu().numpy(), b.detach().cpu().numpy()) for name, (a, b) in self.factors().items()}
         return sparse, low
+
+    def size(self) -> torch.Tensor:
+        """Squared norm of the change."""
+        parts = [v.square().sum() for v in self.values] + [(a @ b).square().sum() for a, b in self.factors().values()]
+        return torch.stack(parts).sum()
+
+
+class _Pass(nn.Module):
+    """Features and what follows in ONE call, so that recomputed activations still see the changed weights."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, images: torch.Tensor, then: Callable[[torch.Tensor], float], amp: str) -> float:
+        with torch.autocast(images.device.type, getattr(torch, amp) if amp != "off" else torch.bfloat16, enabled=amp != "off"):
+            found = self.encoder(images).float()
+        return then(found)
+
+
+class Selected:
+    """A `Trainable`: an encoder with a Selection."""
+
+    def __init__(self, encoder: Encoder, selection: Selection, amp: str) -> None:
+        self.inner, self.selection, self.amp = _Pass(encoder), selection, amp
+
+    def run(self, images: torch.Tensor, then: Callable[[torch.Tensor], float], *, rounded: bool) -> float:
+        """See Trainable."""
+        weights = {WRAPPED + name: weight for name, weight in self.selection.weights(rounded=rounded).items()}
+        reached: float = functional_call(self.inner, weights, (images, then, self.amp))
+        return reached
+
+    def groups(self, settings: Settings) -> list[dict[str, Any]]:
+        """Sparse values and factors with a rate each."""
+        chosen = self.selection
+        return [{"params": list(chosen.values), "lr": settings.lr}, {"params": [*chosen.a, *chosen.b], "lr": settings.lr_low_rank}]
+
+    def size(self) -> torch.Tensor:
+        """See Trainable."""
+        return self.selection.size()
 
 
 @dataclass(frozen=True)
@@ -97,79 +199,144 @@ def _batches(count: int, size: int, steps: int, generator: torch.Generator) -> l
     return list(order[:need].split(size))
 
 
+def _optimiser(groups: list[dict[str, Any]], settings: Settings) -> torch.optim.Optimizer:
+    used, decay = [g for g in groups if g["params"]], settings.weight_decay
+    if settings.optimiser == "sgd":
+        return torch.optim.SGD(used, lr=settings.lr, momentum=settings.momentum, weight_decay=decay)
+    kind = torch.optim.AdamW if settings.optimiser == "adamw" else torch.optim.Adam
+    return kind(used, betas=(0.9, 0.999), weight_decay=decay)
+
+
 def train(
     encoder: Encoder,
     locality: Locality,
     data: TrainData,
     reader: Reader,
-    method: Lorsu,
+    method: Settings,
     seed: int,
     progress: Callable[[int, int, str], None] | None,
+    loss: TargetLoss | None = None,
 ) -> Selection:
-    """Train the chosen values; returns them.  Loss: cross-entropy of the frozen reader on shots, feature distillation
-    (mean squared, in units of the reader's feature spread) and KL to the base's verdicts on control images."""
+    """Train the chosen values; returns them."""
     generator = torch.Generator().manual_seed(seed)
-    selection = Selection(encoder, locality, method.rank, generator)
-    groups = [{"params": list(selection.values), "lr": method.lr}, {"params": [*selection.a, *selection.b], "lr": method.lr_low_rank}]
-    optimiser = torch.optim.Adam([g for g in groups if g["params"]], betas=(0.9, 0.999), weight_decay=0.0)
-    peak = [g["lr"] for g in optimiser.param_groups]
-    spread = torch.from_numpy(reader.std)
-    base_features = _base_features(encoder, data.control)
-    shots = _batches(len(data.shots), method.batch, method.steps, generator)
-    kept = _batches(len(data.control), method.batch, method.steps, generator)
-    patterns = torch.from_numpy(synthetic_pixels(encoder.preprocess, PATTERNS, seed))
-    pattern_features = _base_features(encoder, patterns)
-    pattern_spread = pattern_features.std(dim=0).clamp_min(1e-6)
-    seen = (
-        _batches(PATTERNS, method.patterns, method.steps, generator)
-        if method.patterns
-        else [torch.empty(0, dtype=torch.int64)] * method.steps
-    )
-    for step in range(method.steps):
-        for group, lr in zip(optimiser.param_groups, peak, strict=True):
-            group["lr"] = lr * _schedule(step, method.steps)
-        images = torch.cat([augment(data.shots[shots[step]], generator), data.control[kept[step]], patterns[seen[step]]])
-        weights = _prefixed(selection.weights())
-        with torch.autocast("cpu", torch.bfloat16):
-            features = functional_call(encoder, weights, (images,)).float()
-        cut, end = len(shots[step]), len(shots[step]) + len(kept[step])
-        loss = _loss(features[:cut], features[cut:end], data.labels[shots[step]], base_features[kept[step]], reader, method, spread)
-        if method.patterns:
-            loss = loss + method.distill * (((features[end:] - pattern_features[seen[step]]) / pattern_spread) ** 2).mean()
-        reached = float(loss.detach())
-        if not math.isfinite(reached):
-            raise InputError(
-                f"training diverged at step {step + 1}: expected a finite loss, got {reached}", hint="lower the learning rates"
-            )
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        if progress is not None:
-            progress(step + 1, method.steps, f"training, loss {reached:.3f}")
+    kept = principal_directions(encoder, data.control, list(locality.rows), method.project) if method.project else None
+    selection = Selection(encoder, locality, method.rank, generator, share_input=method.share_input, directions=kept, bits=method.bits)
+    fit(Selected(encoder, selection, method.amp), encoder, data, (reader, loss or HeadLoss(reader)), method, (seed, generator), progress)
     return selection
 
 
-def _prefixed(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {WRAPPED + name: weight for name, weight in weights.items()}
+def principal_directions(encoder: Encoder, control: torch.Tensor, names: list[str], count: int) -> dict[str, torch.Tensor]:
+    """Weight -> orthonormal (width, count): the top eigenvectors of the second moment of what it reads on control images."""
+    moments: dict[str, torch.Tensor] = {}
+
+    def hook(name: str, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        rows = inputs[0].reshape(-1, inputs[0].shape[-1]).double()
+        moments[name] = moments.get(name, 0) + rows.T @ rows
+
+    hooks = [encoder.wrapped.get_submodule(n.removesuffix(".weight")).register_forward_pre_hook(partial(hook, n)) for n in names]
+    try:
+        with torch.no_grad():
+            for part in control.split(32):
+                encoder(part)
+    finally:
+        for handle in hooks:
+            handle.remove()
+    return {name: torch.linalg.eigh(moment).eigenvectors[:, -count:].to(control) for name, moment in moments.items()}
 
 
-def _base_features(encoder: Encoder, pixels: torch.Tensor) -> torch.Tensor:
+@contextmanager
+def _checkpointed(encoder: Encoder, enabled: bool) -> Iterator[None]:
+    """Recompute each block's activations in the backward pass instead of keeping them."""
+    prefix = encoder.names["fc1"].split("{block}")[0]
+    blocks = [encoder.wrapped.get_submodule(f"{prefix}{b}") for b in range(encoder.blocks)] if enabled else []
+    for block in blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
+
+
+def fit(
+    model: Trainable,
+    encoder: Encoder,
+    data: TrainData,
+    judge: tuple[Reader, TargetLoss],
+    settings: Settings,
+    random: tuple[int, torch.Generator],
+    progress: Callable[[int, int, str], None] | None,
+) -> None:
+    """Train `model` in place.  Loss: the target loss on shots, feature distillation (mean squared, in units of the
+    reader's feature spread) and KL to the base's verdicts on control images, the size of the change."""
+    (reader, loss), (seed, generator) = judge, random
+    optimiser = _optimiser(model.groups(settings), settings)
+    peak = [g["lr"] for g in optimiser.param_groups]
+    scaler = torch.amp.GradScaler(data.shots.device.type, enabled=settings.amp == "float16")
+    retain = _Retention(encoder, data.control, reader, settings, seed)
+    shots = _batches(len(data.shots), settings.batch, settings.steps, generator)
+    kept = _batches(len(data.control), settings.batch, settings.steps, generator)
+    seen = retain.batches(generator)
+    with _checkpointed(encoder, settings.checkpoint):
+        for step in range(settings.steps):
+            for group, lr in zip(optimiser.param_groups, peak, strict=True):
+                group["lr"] = lr * _schedule(step, settings.steps)
+            own = data.shots[shots[step]]
+            own = augment(own, generator) if settings.augment else own
+            images = torch.cat([own, data.control[kept[step]], retain.patterns[seen[step]]])
+            optimiser.zero_grad(set_to_none=True)
+
+            def backward(features: torch.Tensor, step: int = step) -> float:
+                cut = len(shots[step])
+                total = loss(features[:cut], data.labels[shots[step]]) + retain.loss(features[cut:], kept[step], seen[step])
+                if settings.drift:
+                    total = total + settings.drift * model.size()
+                reached = float(total.detach())
+                if not math.isfinite(reached):
+                    raise InputError(
+                        f"training diverged at step {step + 1}: expected a finite loss, got {reached}", hint="lower the learning rates"
+                    )
+                scaler.scale(total).backward()
+                return reached
+
+            reached = model.run(images, backward, rounded=step >= settings.steps - settings.rounding_steps)
+            scaler.step(optimiser)
+            scaler.update()
+            if progress is not None:
+                progress(step + 1, settings.steps, f"training, loss {reached:.3f}")
+
+
+class _Retention:
+    """What must stay: the base's features of control images and patterns, and its verdicts on control images."""
+
+    def __init__(self, encoder: Encoder, control: torch.Tensor, reader: Reader, settings: Settings, seed: int) -> None:
+        self.reader, self.settings = reader, settings
+        self.spread = torch.from_numpy(reader.std).to(control)
+        self.base = _base_features(encoder, control, settings.amp)
+        self.patterns = torch.from_numpy(synthetic_pixels(encoder.preprocess, PATTERNS, seed)).to(control)
+        self.pattern_features = _base_features(encoder, self.patterns, settings.amp)
+        self.pattern_spread = self.pattern_features.std(dim=0).clamp_min(1e-6)
+
+    def batches(self, generator: torch.Generator) -> list[torch.Tensor]:
+        """Index batches of patterns, empty ones without patterns."""
+        if not self.settings.patterns:
+            return [torch.empty(0, dtype=torch.int64)] * self.settings.steps
+        return _batches(PATTERNS, self.settings.patterns, self.settings.steps, generator)
+
+    def loss(self, features: torch.Tensor, kept: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        """Distillation and KL of control features followed by pattern features."""
+        control, base, settings = features[: len(kept)], self.base[kept], self.settings
+        total = settings.distill * (((control - base) / self.spread) ** 2).mean()
+        before, after = self.reader.logits(base).log_softmax(1), self.reader.logits(control).log_softmax(1)
+        total = total + settings.kl * nn.functional.kl_div(after, before, reduction="batchmean", log_target=True)
+        if settings.patterns:
+            change = (features[len(kept) :] - self.pattern_features[seen]) / self.pattern_spread
+            total = total + settings.distill * (change**2).mean()
+        return total
+
+
+def _base_features(encoder: Encoder, pixels: torch.Tensor, amp: str) -> torch.Tensor:
     """The base's features under the arithmetic of training, so that distillation starts at exactly zero change."""
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    kind = getattr(torch, amp) if amp != "off" else torch.bfloat16
+    with torch.no_grad(), torch.autocast(pixels.device.type, kind, enabled=amp != "off"):
         return torch.cat([encoder(part).float() for part in pixels.split(32)])
-
-
-def _loss(
-    shots: torch.Tensor,
-    control: torch.Tensor,
-    labels: torch.Tensor,
-    base: torch.Tensor,
-    reader: Reader,
-    method: Lorsu,
-    spread: torch.Tensor,
-) -> torch.Tensor:
-    target = nn.functional.cross_entropy(reader.logits(shots), labels)
-    distill = (((control - base) / spread) ** 2).mean()
-    before, after = reader.logits(base).log_softmax(1), reader.logits(control).log_softmax(1)
-    divergence = nn.functional.kl_div(after, before, reduction="batchmean", log_target=True)
-    return target + method.distill * distill + method.kl * divergence

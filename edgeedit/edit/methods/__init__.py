@@ -1,0 +1,1 @@
+"""Methods and rivals, one file each; `every.py` lists them."""

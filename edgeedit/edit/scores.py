@@ -1,0 +1,72 @@
+"""Scores of weights from the shots: signed mean gradient, Fisher (sum of squared per-sample gradients), |w g|.
+
+Guarantees: sums are float32 whatever the arithmetic of the pass; under float16 autocast the loss is scaled before and
+the gradient unscaled after, so that small gradients do not underflow into ties.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgeedit.encoder.encoder import Encoder
+from edgeedit.errors import InputError
+
+Array = np.ndarray[Any, Any]
+SCALE = 2.0**24  # of the loss under float16 at first; quartered until no gradient overflows
+
+
+def part_name(encoder: Encoder, part: str, block: int) -> str:
+    """Weight name of a recipe part (q, k, v, o, fc1, fc2) in a block; raises InputError when the model has none."""
+    known = encoder.parameters_by_name()
+    for pattern in encoder.recipe.names[part]:
+        name = pattern.format(block=block) + ".weight"
+        if name in known:
+            return name
+    raise InputError(f"recipe {encoder.recipe.name} does not fit this model: expected one of {', '.join(encoder.recipe.names[part])}")
+
+
+def accumulate(
+    encoder: Encoder,
+    loss: Callable[[slice], torch.Tensor],
+    count: int,
+    batch: int,
+    *,
+    kind: str = "mean",
+    names: Sequence[str] | None = None,
+    amp: str = "off",
+) -> dict[str, Array]:
+    """Score (float32, the weight's shape) of `names` (default: every editable weight) over `count` samples.
+
+    `loss(rows)` is a mean over rows.  `mean`: (1/n) sum g_i, signed.  `fisher`: sum of g_i^2, one pass per sample, as a
+    non-negative number whose root is returned, so that squares of every score are comparable.  `snip`: |w mean g|."""
+    named = {name: encoder.parameters_by_name()[name] for name in (encoder.editable() if names is None else names)}
+    for parameter in encoder.parameters():
+        parameter.requires_grad_(False)
+    for parameter in named.values():
+        parameter.requires_grad_(True)
+    totals = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in named.items()}
+    size, scale = (1 if kind == "fisher" else batch), (SCALE if amp == "float16" else 1.0)
+    device = next(iter(named.values())).device.type
+    for start in range(0, count, size):
+        rows = slice(start, min(start + size, count))
+        with torch.autocast(device, getattr(torch, amp) if amp != "off" else torch.bfloat16, enabled=amp != "off"):
+            value = loss(rows)
+        while True:
+            found = torch.autograd.grad(value * scale if scale != 1 else value, list(named.values()), retain_graph=scale > 1)
+            if scale <= 1 or all(bool(torch.isfinite(g).all()) for g in found):
+                break
+            scale /= 4
+        for name, gradient in zip(named, found, strict=True):
+            exact = gradient.float() / scale if scale != 1 else gradient
+            totals[name] += exact.square() if kind == "fisher" else exact * ((rows.stop - rows.start) / count)
+    for parameter in named.values():
+        parameter.requires_grad_(False)
+    if kind == "fisher":
+        totals = {name: total.sqrt() for name, total in totals.items()}
+    elif kind == "snip":
+        totals = {name: (total * named[name].detach()).abs() for name, total in totals.items()}
+    return {name: total.cpu().numpy() for name, total in totals.items()}
