@@ -216,7 +216,7 @@ def serve(engine: Engine, old: dict[str, Array], new: dict[str, Array], pixels: 
     }
 
 
-def measure(shape: str, precision: str, folder: Path, quick: bool) -> list[dict[str, Any]]:
+def measure(shape: str, precision: str, folder: Path, quick: bool, swaps: int) -> list[dict[str, Any]]:
     """All rows of one tower."""
     rows: list[dict[str, Any]] = []
     made = bundles(shape, precision, folder)
@@ -243,8 +243,9 @@ def measure(shape: str, precision: str, folder: Path, quick: bool) -> list[dict[
             engine.swap(old)
             row["times_default_rebuild"] = row["default_ms"] / row["lock_ms"]
             row["times_no_prepack_rebuild"] = row["no_prepack_ms"] / row["lock_ms"]
-            if share == MASKS[0] and precision == "float32":
-                row |= serve(engine, old, new, pixels, 1 if shape == "l14" else 3, 6 if quick else SWAPS)
+            # A served frame of L/14 takes seconds: one mode of it has to do.
+            if share == MASKS[0] and precision == "float32" and (shape, mode) != ("l14", "inputs"):
+                row |= serve(engine, old, new, pixels, 1 if shape == "l14" else 3, swaps)
             rows.append(row)
             print({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
         del engine
@@ -259,16 +260,18 @@ def goals_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         found.append((f"lock held (ms), {where}", LOCK_MS, row["lock_max_ms"], row["lock_max_ms"] <= LOCK_MS))
         if "bitwise" in row:
             found.append((f"bitwise equal to a fresh session, {where}", 1.0, float(row["bitwise"]), bool(row["bitwise"])))
+        if row["mask"] == MASKS[0] and row["precision"] == "float32":
+            if limit := STEADY.get((row["shape"], row["mode"])):
+                found.append((f"steady frame time over default, {where}", limit, row["steady"], row["steady"] <= limit))
+            if limit := FASTER.get(row["shape"]):
+                times = row["times_default_rebuild"]
+                found.append((f"times faster than the default rebuild, {where}", limit, times, times >= limit))
         if "frames" not in row:
             continue
         ratio = row["p99_swap_ms"] / row["p99_quiet_ms"]
         found += [(f"frames {what}, {where}", 0.0, float(row[what]), row[what] == 0) for what in ("lost", "torn")]
-        found.append((f"p99 of frames with over without a swap, {where}", P99, ratio, ratio <= P99))
-        if limit := STEADY.get((row["shape"], row["mode"])):
-            found.append((f"steady frame time over default, {where}", limit, row["steady"], row["steady"] <= limit))
-        if limit := FASTER.get(row["shape"]):
-            times = row["times_default_rebuild"]
-            found.append((f"times faster than the default rebuild, {where}", limit, times, times >= limit))
+        if row["swaps"] >= SWAPS or row["shape"] == "tiny":
+            found.append((f"p99 of frames with over without a swap, {where}", P99, ratio, ratio <= P99))
     return [{"name": name, "goal": goal, "value": value, "met": met} for name, goal, value, met in found]
 
 
@@ -278,6 +281,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="tiny shapes; proves only that the benchmark runs")
     parser.add_argument("--shapes", default="b16,l14")
     parser.add_argument("--precisions", default="float32,float16")
+    parser.add_argument("--swaps", type=int, default=SWAPS, help="windows with a swap; fewer than 30 judge no p99")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     shapes = ["tiny"] if options.quick else options.shapes.split(",")
@@ -285,7 +289,7 @@ def main() -> None:
     for shape in shapes:
         for precision in options.precisions.split(","):
             with tempfile.TemporaryDirectory(prefix="hot-swap-") as folder:
-                rows += measure(shape, precision, Path(folder), options.quick)
+                rows += measure(shape, precision, Path(folder), options.quick, 6 if options.quick else options.swaps)
     goals = goals_of(rows)
     for goal in goals:
         print(f"{'met ' if goal['met'] else 'LOST'}  {goal['name']}: goal {goal['goal']:g}, got {goal['value']:.4g}")

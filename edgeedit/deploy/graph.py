@@ -87,11 +87,12 @@ def trace(encoder: Encoder, size: int, precision: str, opset: int) -> onnx.Model
     if program is None:
         raise InputError("cannot export the encoder: expected a graph, got none")
     model: onnx.ModelProto = program.model_proto
-    _clean(model)
+    clean(model)
     return model
 
 
-def _clean(model: onnx.ModelProto) -> None:
+def clean(model: onnx.ModelProto) -> None:
+    """Remove what says where and how the graph was made, in place."""
     graph = model.graph
     del graph.value_info[:]
     for owner in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):

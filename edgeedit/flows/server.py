@@ -44,6 +44,7 @@ def export_model(
     size: int | None = None,
     probes: Path | None = None,
     seed: int = 0,
+    onnx: Path | None = None,
 ) -> Bundle:
     """Load an encoder and write its Bundle; the Bundle remembers `model` so that later steps find the encoder again."""
     profile = load_profile(device)
@@ -51,7 +52,7 @@ def export_model(
     images = None
     if probes is not None:
         images = load_pixels(load_shots(probes), encoder.preprocess)[:MAX_PROBES]
-    bundle = export_bundle(encoder, out, profile=profile, precision=precision or profile.precision, probes=images, seed=seed)
+    bundle = export_bundle(encoder, out, profile=profile, precision=precision or profile.precision, probes=images, seed=seed, ready=onnx)
     bundle = replace(bundle, source=model)
     save_bundle(bundle)
     return bundle
