@@ -81,6 +81,9 @@ def reader_fit(images: Path, bundle: Path, kind: str, out: Path, as_json: bool) 
 @click.option("--share", type=float, help="Share of first-FFN entries per block that may change.")
 @click.option("--heads", type=int, help="Attention heads per block that may change.")
 @click.option("--steps", type=int, help="Optimiser steps.")
+@click.option("--method", default="lorsu", show_default=True, help="lorsu, lorsu-paper, spu, attention, shira or edgeedit.")
+@click.option("--budget", help="Size of the patch, for example 2MB: picks share, heads, rank and bits and prints what sizes buy.")
+@click.option("--flips/--no-flips", default=True, show_default=True, help="Flip and transpose shots; not where orientation is the label.")
 @click.option("--limit", default=0.02, show_default=True, help="Largest allowed rise of the control error (0..1).")
 @click.option("--seed", default=0, show_default=True)
 @click.option("-o", "--out", required=True, type=_PATH, help="The .delta to write.")
@@ -91,7 +94,7 @@ def edit(out: Path, as_json: bool, **options: object) -> None:
     from edgeedit.errors import GateError
     from edgeedit.flows.server import EditRequest, rejected_path, run_edit
 
-    result = run_edit(EditRequest(**options), out, progress())  # type: ignore[arg-type]
+    result = run_edit(EditRequest(**options), out, progress(), lambda line: click.echo(line, err=True))  # type: ignore[arg-type]
     metrics = result.metrics
     rows = judged_lines(metrics)
     rows.append(

@@ -18,8 +18,11 @@ from edgeedit.delta import Delta
 from edgeedit.deploy.compare import compare
 from edgeedit.deploy.export import export_bundle
 from edgeedit.deploy.layers import compare_layers, first_drift, graph_layers, torch_layers
+from edgeedit.edit.budget import Choice, parse_bytes
 from edgeedit.edit.evaluate import features
-from edgeedit.edit.lorsu import Lorsu
+from edgeedit.edit.methods.budgeted import plan
+from edgeedit.edit.methods.every import LOCAL
+from edgeedit.edit.methods.local import Local
 from edgeedit.edit.readers import Reader, fit_linear, fit_prototypes, load_reader, save_reader
 from edgeedit.edit.run import EditResult, HeldOut, edit
 from edgeedit.edit.shots import Shots, load_pixels, load_shots, split_by_group
@@ -96,6 +99,9 @@ class EditRequest:
     share: float | None = None
     heads: int | None = None
     steps: int | None = None
+    method: str = "lorsu"
+    budget: str | None = None
+    flips: bool = True
     limit: float = 0.02
     seed: int = 0
 
@@ -117,18 +123,46 @@ def _sets(request: EditRequest) -> tuple[Shots, Shots, HeldOut]:
     return shots, control, HeldOut(target, kept, unrelated, reader)
 
 
-def run_edit(request: EditRequest, out: Path, progress: Callable[[int, int, str], None]) -> EditResult:
+def _method(request: EditRequest) -> Local:
+    kinds = {kind.name: kind for kind in LOCAL}
+    if request.method not in kinds:
+        raise InputError(f"method is unknown: expected one of {', '.join(sorted(kinds))}, got {request.method}")
+    names = ("share", "heads", "steps")
+    chosen = {name: getattr(request, name) for name in names if getattr(request, name) is not None}
+    return kinds[request.method](**chosen, augment=request.flips)
+
+
+def budget_rows(choices: tuple[Choice, ...], say: Callable[[str], None]) -> None:
+    """Tell what each size buys: expected bytes, settings, and the share of the squared gradient that the mask holds."""
+    say(f"{'bytes':>10} {'share':>8} {'heads':>6} {'rank':>5} {'bits':>5} {'first-order gain':>17}")
+    for row in choices:
+        of = row.settings
+        say(f"{row.bytes:10d} {of.share:8.2%} {of.heads:6d} {of.rank:5d} {of.bits:5d} {row.gain:17.3f}")
+
+
+def _silent(_: str) -> None:
+    """Says nothing."""
+
+
+def run_edit(
+    request: EditRequest, out: Path, progress: Callable[[int, int, str], None], say: Callable[[str], None] = _silent
+) -> EditResult:
     """Edit, evaluate and save.  A failed edit leaves no delta, only its figures as JSON (`rejected_path`); an undecided one
     leaves a delta that says so, which `pack` refuses unless a reason is given."""
     shots, control, heldout = _sets(request)
     bundle = load_bundle(request.bundle)
-    chosen = {name: getattr(request, name) for name in ("share", "heads", "steps") if getattr(request, name) is not None}
+    encoder, reader = encoder_of(bundle), load_reader(request.reader_path)
+    method = _method(request)
+    if request.budget is not None:
+        size = parse_bytes(request.budget)
+        method, choices = plan(encoder, shots, reader, method, precision=bundle.precision, budget=size)
+        budget_rows(choices, say)
     result = edit(
-        encoder_of(bundle),
+        encoder,
         shots,
         control,
-        load_reader(request.reader_path),
-        method=Lorsu(**chosen),
+        reader,
+        method=method,
         precision=bundle.precision,
         heldout=heldout,
         seed=request.seed,

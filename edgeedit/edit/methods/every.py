@@ -6,6 +6,7 @@ from edgeedit.edit.lorsu import Lorsu
 from edgeedit.edit.methods.attention import Attention
 from edgeedit.edit.methods.default import Default
 from edgeedit.edit.methods.full import Full, FullInterpolated, LayerNorm
+from edgeedit.edit.methods.local import Local
 from edgeedit.edit.methods.lora import Lora
 from edgeedit.edit.methods.lorsu_paper import LorsuPaper
 from edgeedit.edit.methods.method import Method
@@ -14,6 +15,6 @@ from edgeedit.edit.methods.refit import RefitBaseShots, RefitShots
 from edgeedit.edit.methods.shira import Shira
 from edgeedit.edit.methods.spu import Spu
 
-LOCAL: tuple[type[Method], ...] = (Default, Lorsu, LorsuPaper, Spu, Attention, Shira)
+LOCAL: tuple[type[Local], ...] = (Default, Lorsu, LorsuPaper, Spu, Attention, Shira)
 RIVALS: tuple[type[Method], ...] = (NoEdit, Full, FullInterpolated, LayerNorm, Lora, RefitShots, RefitBaseShots)
-METHODS = (*LOCAL, *RIVALS)
+METHODS: tuple[type[Method], ...] = (*LOCAL, *RIVALS)
