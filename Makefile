@@ -1,4 +1,5 @@
-# Two commands matter: `make demo` and `make test`.  Neither needs root.
+# Two commands matter: `make demo` and `make test`.  Neither needs root, but `make test` needs what
+# `make test-deps` installs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
 import re
 import subprocess
 import sys
@@ -53,7 +54,13 @@ def main() -> int:
     rows = [run_target(options.build, target, each) for target in TARGETS]
     total = sum(row["executions"] for row in rows)
     findings = sum(bool(row["finding"]) for row in rows)
-    options.json.write_text(json.dumps({"schema_version": 1, "executions": total, "findings": findings, "rows": rows}, indent=2) + "\n")
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False).stdout.strip()
+    goals = [
+        {"name": "fuzz executions", "goal": options.runs, "value": total, "met": total >= options.runs},
+        {"name": "fuzz findings", "goal": 0, "value": findings, "met": findings == 0},
+    ]
+    value = {"schema_version": 1, "machine": platform.platform(), "commit": commit, "rows": rows, "goals": goals}
+    options.json.write_text(json.dumps(value, indent=2) + "\n")
     for row in rows:
         verdict = "FINDING" if row["finding"] else "ok"
         print(f"{row['target']:10} {row['executions']:>9} executions {row['edges']:>5} edges {row['seconds']:>7} s {verdict}")
