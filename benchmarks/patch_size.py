@@ -47,16 +47,10 @@ def vitl_case(folder: Path) -> Case:
 
 
 def own_figures(case: Case) -> dict[str, Any]:
-    """Our file and its parts, the estimate, and the formats that are written here, in bytes."""
+    """Our file and its parts, the estimate and the bitmap baseline, in bytes."""
     deltas = list(case.deltas)
     low = section_bytes(case.patch, "low_rank")
     sparse = section_bytes(case.patch, "sparse")
-    with tempfile.TemporaryDirectory() as folder:
-        formats = {
-            "bitmap + int8 + zstd": patch_rivals.bitmap_int8_zstd(deltas),
-            "torch sparse + zstd": patch_rivals.torch_sparse_zstd(deltas),
-            **patch_rivals.peft_safetensors(deltas, Path(folder)),
-        }
     return {
         "case": case.name,
         "target_bytes": case.new.stat().st_size,
@@ -66,9 +60,16 @@ def own_figures(case: Case) -> dict[str, Any]:
         "ours_low_rank_sections": low,
         "ours_probes": case.patch.manifest.probe.section.length,
         "estimate_sparse": round(patch_estimate.estimate_bytes(deltas)),
-        "rivals": formats,
+        "rivals": {"bitmap + int8 + zstd": patch_rivals.bitmap_int8_zstd(deltas)},
         "notes": {},
     }
+
+
+def saved_formats(case: Case) -> dict[str, int]:
+    """The formats in which weight changes are usually saved, in bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        sizes = patch_rivals.peft_safetensors(case.deltas, Path(folder))
+    return {"torch sparse + zstd": patch_rivals.torch_sparse_zstd(case.deltas), **sizes}
 
 
 def slice_case(case: Case, folder: Path) -> tuple[Path, Path, int]:
@@ -133,7 +134,7 @@ def table(row: dict[str, Any]) -> str:
 
 def measure(cases: list[str], folder: Path, *, limit: float, budget: float, vitl: bool, slow: bool) -> list[dict[str, Any]]:
     """All rows; a tool that would start after `budget` seconds is not run."""
-    start, rows, jobs = time.perf_counter(), [], []
+    start, rows, jobs, saved = time.perf_counter(), [], [], []
     with ThreadPoolExecutor(max_workers=min(2, os.cpu_count() or 1)) as pool:
 
         def submit(row: dict[str, Any], old: Path, new: Path, where: Path, own_limit: float) -> None:
@@ -145,29 +146,33 @@ def measure(cases: list[str], folder: Path, *, limit: float, budget: float, vitl
 
                 jobs.append((row, pool.submit(job)))
 
-        def keep(row: dict[str, Any]) -> dict[str, Any]:
+        def keep(row: dict[str, Any], whole: Case | None = None) -> dict[str, Any]:
             rows.append(row)
+            if whole is not None:
+                saved.append((row, pool.submit(saved_formats, whole)))
             return row
 
         if vitl:  # first, because its tools take longest
             case = vitl_case(folder / "vit-l")
             if slow:
-                submit(keep(own_figures(case)), case.old, case.new, case.eep.parent, 3 * limit)
+                submit(keep(own_figures(case), case), case.old, case.new, case.eep.parent, 3 * limit)
             else:
-                keep(own_figures(case))["notes"] = dict.fromkeys(GENERIC, "--skip-slow")
+                keep(own_figures(case), case)["notes"] = dict.fromkeys(GENERIC, "--skip-slow")
             old, new, ours = slice_case(case, folder / "vit-l")
             part = {"case": "vit-l slice of 2 blocks (synthetic)", "target_bytes": new.stat().st_size, "entries": 0, "ours": ours}
             part |= {"ours_low_rank_sections": 1, "ours_sparse_sections": 0, "estimate_sparse": 0, "rivals": {}, "notes": {}}
             submit(keep(part), old, new, case.eep.parent, limit)
         for name in cases:
             case = real_case(name, folder / name.replace(" ", "-").replace("%", ""))
-            submit(keep(own_figures(case)), case.old, case.new, case.eep.parent, limit)
+            submit(keep(own_figures(case), case), case.old, case.new, case.eep.parent, limit)
         for row, future in jobs:
             outcome = future.result()
             if outcome.size is None:
                 row["notes"][outcome.name] = outcome.note
             else:
                 row["rivals"][outcome.name] = outcome.size
+        for row, formats in saved:
+            row["rivals"] |= formats.result()
     return sorted(rows, key=lambda row: "vit-l" in row["case"])
 
 

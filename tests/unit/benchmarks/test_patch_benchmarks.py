@@ -97,3 +97,11 @@ def test_a_tiny_case_goes_through_patch_and_target(load: Any, tmp_path: Path) ->
     assert made.new.stat().st_size == made.old.stat().st_size
     assert made.new.read_bytes() != made.old.read_bytes()
     assert case.section_bytes(made.patch, "sparse") > 0
+    size = load("patch_size")
+    old, new, ours = size.slice_case(made, tmp_path / "slice")
+    assert old.stat().st_size == new.stat().st_size
+    assert old.read_bytes() != new.read_bytes()
+    assert ours == len(made.patch.data)  # the slice holds both blocks, so all that was changed
+    row = size.own_figures(made)
+    assert row["ours"] == made.eep.stat().st_size
+    assert "bitmap + int8 + zstd" in size.table(row)
