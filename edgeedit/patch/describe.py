@@ -52,6 +52,7 @@ def _tensor(patch: Patch, tensor: PatchTensor) -> dict[str, Any]:
     row: dict[str, Any] = {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape)}
     if delta.sparse is not None and tensor.sparse is not None:
         row |= {"nnz": int(delta.sparse.index.size), "step": delta.sparse.step, "sparse_bytes": tensor.sparse.length}
+        row["bits_per_entry"] = round(8 * tensor.sparse.length / int(delta.sparse.index.size), 2)
     if delta.low_rank is not None and tensor.low_rank is not None:
         part = delta.low_rank
         row |= {"rank": int(part.a.shape[1]), "rows": int(part.rows.size), "cols": int(part.cols.size)}

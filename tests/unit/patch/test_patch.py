@@ -93,6 +93,9 @@ def test_written_file_is_described(tmp_path: Path) -> None:
     summary = describe(patch)
     assert key_id in str(summary["signers"])
     assert [t["name"] for t in summary["tensors"]] == ["w"]
+    for row in summary["tensors"]:
+        if "nnz" in row:
+            assert row["bits_per_entry"] == pytest.approx(8 * row["sparse_bytes"] / row["nnz"], abs=0.005)
 
 
 def test_keys_are_private_and_never_overwritten(tmp_path: Path) -> None:
