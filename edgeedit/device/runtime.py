@@ -23,7 +23,7 @@ import numpy as np
 
 from edgeedit.bundle import Bundle
 from edgeedit.device.engines.choose import open_engine
-from edgeedit.device.engines.protocol import Engine
+from edgeedit.device.engines.protocol import Commit, Engine
 from edgeedit.device.owner import BEAT_SECONDS, new_owner
 from edgeedit.device.prepare import copies, prepare, probe_inputs, replay
 from edgeedit.device.state import Generation
@@ -173,11 +173,12 @@ class Runtime:
             patch = self._store.patch(trial.patch)
             expected = _Expected.of(patch)
             prepared = prepare(patch, self.engine.weights, self._digests, lambda: self._beat(trial.id))
+            commit = self.engine.stage(prepared.new)
         except EdgeEditError as error:
             self._store.revert(trial.id, error.message, owner=self._owner)
             return Swap(trial.id, "reverted", error.message, _since(start), 0.0, 0.0, error.exit_code)
         swap = self._install(
-            _Change(trial.id, prepared.new, prepared.digests),
+            _Change(trial.id, prepared.new, prepared.digests, commit),
             expected,
             start,
             keep=lambda: self._store.confirm(trial.id, self._owner),
@@ -217,7 +218,7 @@ class Runtime:
         return Swap(change.generation, "confirmed", "", prepare_ms, swap_ms, probe_ms)
 
     def _exchange(self, change: _Change, *, on_trial: bool) -> float:
-        commit = self.engine.stage(change.new)
+        commit = change.commit or self.engine.stage(change.new)
         with self._turn, self._frame:
             start = time.perf_counter()
             commit()
@@ -244,11 +245,12 @@ class Runtime:
 
 @dataclass(frozen=True)
 class _Change:
-    """Weights to copy in, and what runs then."""
+    """Weights to copy in, and what runs then; `commit` is what the engine gave for them where they are staged already."""
 
     generation: int
     new: Mapping[str, Array]
     digests: Mapping[str, TensorDigest]
+    commit: Commit | None = None
 
 
 @dataclass(frozen=True)

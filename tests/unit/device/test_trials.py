@@ -308,3 +308,20 @@ def test_model_that_does_not_load_is_refused(world: Any, store: Path) -> None:
     with pytest.raises(EdgeEditError, match="refuses the model") as caught:
         Runtime(store, poll_seconds=0)
     assert caught.value.exit_code == 6
+
+
+def test_trial_that_the_engine_cannot_stage_is_reverted_with_its_reason(world: Any, store: Path, reference: Any) -> None:
+    with Store.open(store) as opened:
+        generation = opened.stage(world.patch(1))
+    engine = FakeEngine(reference, world.bundle.weights())
+
+    def refuse(_: Mapping[str, Array]) -> Callable[[], None]:
+        raise RefusedError("no memory for a second engine")
+
+    engine.stage = refuse  # type: ignore[method-assign]
+    with Runtime(store, poll_seconds=0, engine=lambda *_: engine) as runtime:
+        swap = runtime.step()
+        assert swap is not None and (swap.state, swap.exit_code) == ("reverted", 6)
+        assert runtime.generation != generation.id
+    with Store.open(store) as opened:
+        assert opened.generation(generation.id).state == "reverted"
