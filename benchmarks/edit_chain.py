@@ -33,7 +33,9 @@ from edgeedit.delta import Delta
 from edgeedit.edit.continual import ChainResult, Session, run_chain, summary
 from edgeedit.edit.drift import advise
 from edgeedit.edit.evaluate import features, reader_labels
-from edgeedit.edit.lorsu import Lorsu
+from edgeedit.edit.methods.default import Default
+from edgeedit.edit.methods.local import Local
+from edgeedit.edit.methods.lorsu_paper import LorsuPaper
 from edgeedit.edit.readers import Reader, fit_linear
 from edgeedit.edit.run import HeldOut, edit
 from edgeedit.edit.shots import Shots, load_pixels, make_shots
@@ -75,7 +77,7 @@ def _rate(method: str, fallback: float) -> float:
     return float(json.loads(path.read_text("utf-8"))["chosen"]) if path.exists() else fallback
 
 
-def localized(method: Lorsu, control: Shots, reader: Reader) -> Step:
+def localized(method: Local, control: Shots, reader: Reader) -> Step:
     """A method of the package: each step is a Delta on top of the former."""
 
     def step(current: Encoder, session: Session, number: int) -> Delta:
@@ -101,10 +103,11 @@ def rival(name: str, control: Shots, reader: Reader) -> Step:
 def steps_of(control: Shots, reader: Reader) -> dict[str, Step]:
     """Methods in the order of importance."""
     factor = _rate("default", 1.0)
-    ours = Lorsu(steps=STEPS, batch=8, patterns=4)
+    ours = Default(steps=STEPS, batch=8, patterns=4, rounding_steps=2)
     ours = replace(ours, lr=ours.lr * factor, lr_low_rank=ours.lr_low_rank * factor)
-    free = _rate("lorsu-paper", 0.3)
-    paper = Lorsu(steps=STEPS, batch=8, rank=64, distill=0.0, kl=0.0, patterns=0, lr=1e-4 * free, lr_low_rank=1e-3 * free)
+    paper = LorsuPaper(steps=STEPS, batch=8)
+    factor = _rate("lorsu-paper", 1.0)
+    paper = replace(paper, lr=paper.lr * factor, lr_low_rank=paper.lr_low_rank * factor)
     return {
         "default": localized(ours, control, reader),
         "lora": rival("lora", control, reader),

@@ -32,27 +32,31 @@ from quality_sets import NAMES
 
 from edgeedit.catalog import load_recipe
 from edgeedit.edit.lorsu import Lorsu
+from edgeedit.edit.methods.attention import Attention
+from edgeedit.edit.methods.default import Default
+from edgeedit.edit.methods.lorsu_paper import LorsuPaper
+from edgeedit.edit.methods.shira import Shira
+from edgeedit.edit.methods.spu import Spu
 from edgeedit.encoder.load import load_encoder
 from edgeedit.errors import InputError
 
 RESULTS = Path(__file__).parent / "results" / "edit_quality"
 DEVELOPMENT_SEED, ALLOWED = 100, 0.02
 RELATIVE = (0.5, 1.0, 2.0)  # factors on a method's own two learning rates
-FREE = {"distill": 0.0, "kl": 0.0, "patterns": 0}  # as published: no retention losses
 
-# method -> (how, candidate learning rates); in the order of importance.
+# method -> (how, candidate learning rates, or factors on the package's own two rates); in the order of importance.
 METHODS: dict[str, tuple[Callable[[Bench, float, int], Outcome], tuple[float, ...]]] = {
     "none": (cells.nothing, ()),
-    "default": (cells.localized(Lorsu()), RELATIVE),
+    "default": (cells.localized(Default()), RELATIVE),
     "refit base+shots": (cells.refit, ()),
     "lora": (cells.lora, (3e-4, 1e-3, 3e-3)),
     "full": (cells.dense(), (3e-6, 1e-5, 3e-5)),
-    "spu": (cells.localized(Lorsu(share=0.1, heads=0, lr=2e-4, **FREE)), (0.1, 0.3, 1.0)),
-    "lorsu-paper": (cells.localized(Lorsu(share=0.1, heads=2, rank=64, **FREE)), (0.1, 0.3, 1.0)),
+    "spu": (cells.localized(Spu()), RELATIVE),
+    "lorsu-paper": (cells.localized(LorsuPaper()), RELATIVE),
+    "lorsu": (cells.localized(Lorsu()), RELATIVE),
     "refit shots": (cells.refit_shots, ()),
-    "attention": (cells.localized(Lorsu(share=1e-6, heads=2)), RELATIVE),
-    "fc1 5%": (cells.localized(Lorsu(share=0.05, heads=0, lr=2e-4)), RELATIVE),
-    "shira 1%": (cells.localized(Lorsu(share=0.01, heads=0, lr=5e-4)), RELATIVE),
+    "attention": (cells.localized(Attention()), RELATIVE),
+    "shira": (cells.localized(Shira()), RELATIVE),
     "norm only": (cells.dense("norm"), (3e-4, 1e-3, 3e-3)),
     "wise-ft 0.5": (cells.dense(alpha=0.5), (3e-6, 1e-5, 3e-5)),
 }
@@ -163,7 +167,7 @@ def main() -> None:
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads"
     about = {"machine": machine, "commit": commit}
     if grid == "ci":  # shows that every part works; its figures mean nothing
-        METHODS["default"] = (cells.localized(Lorsu(steps=5, batch=8, patterns=2)), RELATIVE)
+        METHODS["default"] = (cells.localized(Default(steps=5, batch=8, patterns=2, rounding_steps=1)), RELATIVE)
     with tempfile.TemporaryDirectory() as quick:
         folder = Path(quick) if grid == "ci" else RESULTS
         if not options.report_only:

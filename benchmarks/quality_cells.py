@@ -23,7 +23,7 @@ from edgeedit.digest import digest_file
 from edgeedit.edit.cost import delta_bytes
 from edgeedit.edit.drift import borderline_agreement, embedding_shift
 from edgeedit.edit.evaluate import features, judge, reader_labels
-from edgeedit.edit.lorsu import Lorsu
+from edgeedit.edit.methods.local import Local
 from edgeedit.edit.readers import Reader, fit_linear
 from edgeedit.edit.run import HeldOut, edit
 from edgeedit.edit.shots import Shots, load_pixels, make_shots, open_image
@@ -84,7 +84,7 @@ def _spread(shots: Shots, count: int) -> Shots:
     return make_shots([shots.paths[i] for i in rows], shots.labels[rows], shots.classes, [shots.groups[i] for i in rows])
 
 
-def localized(method: Lorsu) -> Callable[[Bench, float, int], Outcome]:
+def localized(method: Local) -> Callable[[Bench, float, int], Outcome]:
     """A method of the package; `lr` scales its learning rates.  It gets mirrored shots to judge by: nothing that a method
     sees while it works may be held out, and the cell judges by itself, with the base's features already known."""
 
