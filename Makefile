@@ -33,6 +33,8 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml CMakeLists.txt requirements/co
 	@echo "== download: transformers, onnx, onnxruntime, matplotlib and tools, about 250 MB, 1 to 3 minutes"
 	$(BIN)/pip install -q $(CONSTRAINTS) scikit-build-core nanobind cmake ninja
 	$(BIN)/pip install -q $(CONSTRAINTS) --no-build-isolation -e '.[demo,dev]'
+	@# Stubs only: with its dependencies it would ask for the vendor's libraries.
+	$(BIN)/pip install -q --no-deps $(CONSTRAINTS) tensorrt-stubs
 	@# Apart from the libraries: where transformers 4 sees timm it imports torchvision.
 	$(BIN)/pip install -q --no-deps --upgrade --target $(VENV)/timm -r requirements/test-no-deps.txt
 	@touch $@

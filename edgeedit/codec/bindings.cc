@@ -13,6 +13,7 @@
 #include <nanobind/stl/optional.h>
 
 #include "core.h"
+#include "density.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -81,6 +82,31 @@ int expand_bitmap(const In<std::uint8_t>& bitmap, const Out<std::int64_t>& index
   return static_cast<int>(edgeedit::expand_bitmap(bitmap.data(), bitmap.size(), index.data(), index.size()));
 }
 
+std::pair<int, std::uint64_t> density_count(const In<std::uint8_t>& data, std::uint64_t rows, std::uint64_t cols) {
+  std::uint64_t count = 0;
+  const auto status = edgeedit::density_count(data.data(), data.size(), rows, cols, &count);
+  return {static_cast<int>(status), count};
+}
+
+int density_decode(const In<std::uint8_t>& data, std::uint64_t rows, std::uint64_t cols, const Out<std::uint8_t>& bitmap,
+                   const Out<std::int16_t>& q, const Out<std::uint8_t>& workspace) {
+  if (edgeedit::density_workspace(rows, cols) == 0 || bitmap.size() != (rows * cols + 7) / 8) return kBadArgument;
+  const nb::gil_scoped_release release;
+  return static_cast<int>(edgeedit::density_decode(data.data(), data.size(), rows, cols, bitmap.data(), q.data(), q.size(), workspace.data(),
+                                                   workspace.size()));
+}
+
+std::pair<int, std::uint64_t> density_encode(const In<std::int64_t>& index, const In<std::int16_t>& q, std::uint64_t rows, std::uint64_t cols,
+                                             const In<std::uint8_t>& row_class, const In<std::uint8_t>& col_class,
+                                             const Out<std::uint8_t>& out) {
+  if (index.size() != q.size() || row_class.size() != rows || col_class.size() != cols) return {kBadArgument, 0};
+  std::uint64_t size = 0;
+  const nb::gil_scoped_release release;
+  const auto status = edgeedit::density_encode(index.data(), q.data(), q.size(), rows, cols, row_class.data(), col_class.data(), out.data(),
+                                               out.size(), &size);
+  return {static_cast<int>(status), size};
+}
+
 // All lengths are checked before the first byte is written.
 int copy_tensors(const std::vector<std::pair<Out<std::uint8_t>, In<std::uint8_t>>>& pairs) {
   for (const auto& pair : pairs) {
@@ -124,6 +150,12 @@ NB_MODULE(_core, m) {
         nb::arg("sparse").none(), nb::arg("low_rank").none());
   m.def("count_bits", &count_bits, nb::arg("bitmap").noconvert(), nb::arg("elements"));
   m.def("expand_bitmap", &expand_bitmap, nb::arg("bitmap").noconvert(), nb::arg("index").noconvert());
+  m.def("density_count", &density_count, nb::arg("data").noconvert(), nb::arg("rows"), nb::arg("cols"));
+  m.def("density_workspace", &edgeedit::density_workspace, nb::arg("rows"), nb::arg("cols"));
+  m.def("density_decode", &density_decode, nb::arg("data").noconvert(), nb::arg("rows"), nb::arg("cols"), nb::arg("bitmap").noconvert(),
+        nb::arg("q").noconvert(), nb::arg("workspace").noconvert());
+  m.def("density_encode", &density_encode, nb::arg("index").noconvert(), nb::arg("q").noconvert(), nb::arg("rows"), nb::arg("cols"),
+        nb::arg("row_class").noconvert(), nb::arg("col_class").noconvert(), nb::arg("out").noconvert());
   m.def("copy_tensors", &copy_tensors, nb::arg("pairs").noconvert());
   m.def("widen_half", &convert_all<std::uint16_t, std::uint32_t, edgeedit::float_from_half>, nb::arg("source").noconvert(),
         nb::arg("target").noconvert());

@@ -1,11 +1,10 @@
-"""Byte sections of a patch, format v0: a sparse part and a low-rank part as bytes and back.
+"""Byte sections of a patch, format v1: a sparse part and a low-rank part as bytes and back.
 
-    sparse    u32 bytes per q (1 or 2) | u32 length of bitmap | u32 length of q | zlib(bitmap) | zlib(q)
+    sparse    the coder of edgeedit/codec/density.py
     low rank  u32 rank | u32 rows | u32 columns | u32 flags (1 all rows, 2 all columns) | u32 length | zlib(payload)
     payload   u32 row indices unless all rows | u32 column indices unless all columns | int8 A | int8 B
 
-All integers are little-endian.  The bitmap has one bit for each element in C order, least significant bit first; q follows in
-bitmap order, int8 where every |q| <= 127.  Steps and scales are not here: they are in the manifest.
+All integers are little-endian.  Steps and scales are not here: they are in the manifest.
 Guarantees: whatever the bytes, a decoder returns a valid part or raises IntegrityError; the size of everything is known and
 checked before it is allocated, so a small section cannot unfold into a large one.  Does not verify who made the bytes.
 """
@@ -18,51 +17,33 @@ from typing import Any
 
 import numpy as np
 
-from edgeedit.codec import _core
+from edgeedit.codec import density
 from edgeedit.delta import TensorDelta
 from edgeedit.errors import IntegrityError
-from edgeedit.limits import MAX_DIMS, MAX_PATCH_BYTES, MAX_RANK, MAX_SQUASH_STEP, MAX_STEP, MAX_TENSOR_ELEMENTS
+from edgeedit.limits import MAX_DIMS, MAX_PATCH_BYTES, MAX_RANK, MAX_TENSOR_ELEMENTS
 
 Array = np.ndarray[Any, Any]
-_SPARSE_HEAD = struct.Struct("<III")
 _LOW_RANK_HEAD = struct.Struct("<IIIII")
 _ALL_ROWS, _ALL_COLS = 1, 2
 _LEVEL = 9
 
 
 def encode_sparse(delta: TensorDelta) -> bytes:
-    """The sparse part of `delta` as a section; raises IntegrityError when it has none.  The same part gives the same bytes
-    with the same zlib."""
+    """The sparse part of `delta` as a section; raises IntegrityError when it has none."""
     part = delta.sparse
     if part is None:
         raise IntegrityError(f"{delta.name} has no sparse part: expected one to encode")
-    size = _elements(delta.shape)
-    present = np.zeros(size, dtype=bool)
-    present[part.index] = True
-    width = 1 if int(np.abs(part.q).max()) <= MAX_STEP else 2
-    bitmap = zlib.compress(np.packbits(present, bitorder="little").tobytes(), _LEVEL)
-    steps = zlib.compress(part.q.astype(_step_dtype(width)).tobytes(), _LEVEL)
-    return _SPARSE_HEAD.pack(width, len(bitmap), len(steps)) + bitmap + steps
+    _elements(delta.shape)
+    return density.encode(part.index.astype(np.int64), part.q.astype(np.int16), delta.shape)
 
 
 def decode_sparse(data: bytes | memoryview, shape: tuple[int, ...]) -> tuple[Array, Array]:
     """The positions (int64, ascending) and steps (int16) of a sparse section for a tensor of `shape`; raises IntegrityError."""
-    size = _elements(shape)
-    (width, bitmap_length, step_length), body = _open(data, _SPARSE_HEAD, "sparse section")
-    if width not in (1, 2) or len(body) != bitmap_length + step_length:
-        raise IntegrityError(f"sparse section has a wrong header: expected {len(body)} bytes, got {width}, {bitmap_length}, {step_length}")
-    bitmap = np.frombuffer(_inflate(body[:bitmap_length], -(-size // 8), "bitmap"), np.uint8)
-    status, count = _core.count_bits(bitmap, size)
-    if status or count == 0:
-        raise IntegrityError(f"sparse section has a wrong bitmap: expected 1..{size} bits inside the tensor, got {count}")
-    packed = _inflate(body[bitmap_length:], count * width, "steps")
-    q = np.frombuffer(packed, _step_dtype(width)).astype(np.int16)
-    if (q == 0).any() or int(np.abs(q.astype(np.int32)).max()) > MAX_SQUASH_STEP:
-        raise IntegrityError(f"sparse section has a wrong step: expected 1 <= |q| <= {MAX_SQUASH_STEP}")
-    index = np.empty(count, np.int64)
-    if _core.expand_bitmap(bitmap, index):
-        raise IntegrityError(f"sparse section has a wrong bitmap: expected {count} bits")
-    return index, q
+    _elements(shape)
+    view = memoryview(data).cast("B")
+    if not 0 < len(view) <= MAX_PATCH_BYTES:
+        raise IntegrityError(f"sparse section has a wrong length: expected 1..{MAX_PATCH_BYTES} bytes, got {len(view)}")
+    return density.decode(view, shape)
 
 
 def encode_low_rank(delta: TensorDelta) -> bytes:
@@ -96,10 +77,6 @@ def decode_low_rank(data: bytes | memoryview, shape: tuple[int, ...]) -> tuple[A
     a = np.frombuffer(payload, np.int8, row_count * rank, offset).reshape(row_count, rank)
     b = np.frombuffer(payload, np.int8, rank * col_count, offset + row_count * rank).reshape(rank, col_count)
     return rows, cols, a, b
-
-
-def _step_dtype(width: int) -> str:
-    return "<i1" if width == 1 else "<i2"
 
 
 def _elements(shape: tuple[int, ...]) -> int:

@@ -11,8 +11,8 @@ namespace edgeedit::native {
 namespace {
 
 constexpr std::string_view kMagic("\x89" "EEP\r\n\x1a\n", 8);
-constexpr std::uint16_t kVersion = 0;
-constexpr std::string_view kDomain("edgeedit-patch-v0\0", 18);
+constexpr std::uint16_t kVersion = 1;
+constexpr std::string_view kDomain("edgeedit-patch-v1\0", 18);
 constexpr std::size_t kFixedBytes = 24;
 constexpr std::size_t kKeyIdBytes = 32;
 constexpr std::size_t kSlotBytes = 96;
@@ -41,7 +41,9 @@ Header read_header(std::string_view data) {
   if (data.size() < 10 || little(data, 8, 2) != kVersion) {
     refuse("patch has another format version: expected " + std::to_string(kVersion) + ", got " +
                (data.size() < 10 ? "none" : std::to_string(little(data, 8, 2))),
-           "upgrade edgeedit here, or ask for the patch in format version " + std::to_string(kVersion));
+           data.size() < 10 || little(data, 8, 2) > kVersion
+               ? "upgrade edgeedit here, or ask for the patch in format version " + std::to_string(kVersion)
+               : "ask whoever made it to pack it again with a present edgeedit; the old format is not read any more");
   }
   if (data.size() <= kHeaderBytes || data.size() > MAX_PATCH_BYTES) {
     refuse("patch has an impossible size: expected " + std::to_string(kHeaderBytes + 1) + ".." + std::to_string(MAX_PATCH_BYTES) +
@@ -78,6 +80,7 @@ std::vector<std::string> verified_signers(std::string_view data, const Header& h
                                           bool allow_test_keys) {
   std::string message(kDomain);
   message += data.substr(0, kFixedBytes);
+  for (std::size_t i = 0; i < header.slots.size(); ++i) message += data.substr(kFixedBytes + i * kSlotBytes, kKeyIdBytes);
   message += data.substr(kHeaderBytes, header.manifest_bytes);
   std::map<std::string, RawKey> known;
   for (const RawKey& key : trusted) known[sha256_hex(key.data(), key.size())] = key;

@@ -7,6 +7,7 @@
 #include <numeric>
 #include <string>
 
+#include "density.h"
 #include "failure.h"
 #include "limits.h"
 
@@ -59,24 +60,19 @@ std::vector<std::int64_t> indices(const std::vector<std::uint8_t>& content, std:
 
 }  // namespace
 
-SparsePart decode_sparse(std::string_view section, std::uint64_t elements) {
-  if (section.size() < 12) refuse("sparse section has a wrong length: expected at least 12 bytes");
-  const std::uint32_t width = u32(section, 0);
-  const std::uint64_t bitmap_bytes = u32(section, 4), step_bytes = u32(section, 8);
-  if ((width != 1 && width != 2) || section.size() - 12 != bitmap_bytes + step_bytes) refuse("sparse section has a wrong header");
-  SparsePart part;
-  part.bitmap = inflate_exactly(section.substr(12, bitmap_bytes), (elements + 7) / 8, "bitmap");
+SparsePart decode_sparse(std::string_view section, std::uint64_t rows, std::uint64_t cols) {
+  const auto* data = reinterpret_cast<const std::uint8_t*>(section.data());
   std::uint64_t count = 0;
-  if (count_bits(part.bitmap.data(), part.bitmap.size(), elements, &count) != Status::kOk || count == 0) {
-    refuse("sparse section has a wrong bitmap: expected bits inside the tensor");
+  if (section.empty() || density_count(data, section.size(), rows, cols, &count) != Status::kOk) {
+    refuse("sparse section does not fit its tensor: expected a header of at most " + std::to_string(rows * cols) + " entries");
   }
-  const std::vector<std::uint8_t> packed = inflate_exactly(section.substr(12 + bitmap_bytes), count * width, "steps");
+  SparsePart part;
+  part.bitmap.resize((rows * cols + 7) / 8);
   part.q.resize(count);
-  for (std::size_t i = 0; i < count; ++i) {
-    part.q[i] = width == 1 ? static_cast<std::int16_t>(static_cast<std::int8_t>(packed[i]))
-                           : static_cast<std::int16_t>(static_cast<std::uint16_t>(packed[2 * i] | (packed[2 * i + 1] << 8)));
-    if (part.q[i] == 0 || std::abs(static_cast<int>(part.q[i])) > MAX_SQUASH_STEP) refuse("sparse section has a wrong step: expected 1 <= |q| <= 255");
-  }
+  std::vector<std::uint64_t> workspace(density_workspace(rows, cols) / 8 + 1);
+  const Status status =
+      density_decode(data, section.size(), rows, cols, part.bitmap.data(), part.q.data(), count, workspace.data(), workspace.size() * 8);
+  if (status != Status::kOk) refuse("sparse section is damaged: expected " + std::to_string(count) + " entries in whole streams");
   return part;
 }
 
@@ -110,7 +106,9 @@ void apply_sections(const PatchTensor& row, std::string_view sparse, std::string
   Sparse sparse_part{};
   LowRank low_rank_part{};
   if (row.sparse) {
-    first = decode_sparse(sparse, row.elements());
+    // FORMAT 6: a vector is one row, otherwise the first dimension against the rest.
+    const std::uint64_t rows = row.shape.size() == 1 ? 1 : row.shape[0];
+    first = decode_sparse(sparse, rows, row.elements() / rows);
     sparse_part = {nullptr, first.bitmap.data(), first.bitmap.size(), first.q.data(), first.q.size(), row.step};
   }
   if (row.low_rank) {

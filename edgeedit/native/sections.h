@@ -24,7 +24,7 @@ struct LowRankPart {
   std::uint64_t rank = 0;
 };
 
-SparsePart decode_sparse(std::string_view section, std::uint64_t elements);
+SparsePart decode_sparse(std::string_view section, std::uint64_t rows, std::uint64_t cols);
 LowRankPart decode_low_rank(std::string_view section, std::uint64_t height, std::uint64_t width);
 
 // Decodes the parts that `row` has and writes the new tensor; `old` and `out` have row.bytes() bytes.  Checks no digest.

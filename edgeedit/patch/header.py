@@ -6,17 +6,18 @@ Guarantees: these constants are the only place that knows an offset.  Does not r
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 
 from edgeedit.limits import MAX_SIGNATURES
 
 MAGIC = b"\x89EEP\r\n\x1a\n"
-VERSION = 0
-DOMAIN = b"edgeedit-patch-v0\x00"
+VERSION = 1
+DOMAIN = b"edgeedit-patch-v1\x00"
 FIXED = struct.Struct("<8sHHIQ")  # magic, version, signature count, manifest length, total length
 SLOT = struct.Struct("<32s64s")  # key id, Ed25519 signature
 HEADER_BYTES = FIXED.size + MAX_SIGNATURES * SLOT.size
 
 
-def signed_message(fixed: bytes, manifest: bytes) -> bytes:
-    """What is signed: domain prefix, the 24 fixed bytes, the manifest bytes as stored."""
-    return DOMAIN + fixed + manifest
+def signed_message(fixed: bytes, key_ids: Iterable[bytes], manifest: bytes) -> bytes:
+    """What is signed: domain prefix, the 24 fixed bytes, the key ids of the used slots in their order, the manifest as stored."""
+    return DOMAIN + fixed + b"".join(key_ids) + manifest

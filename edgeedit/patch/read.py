@@ -26,7 +26,8 @@ from edgeedit.patch.manifest import Manifest, PatchTensor, Section, parse_manife
 
 Array = np.ndarray[Any, Any]
 _HINT = "get the patch again from whoever made it"
-_UPGRADE = "upgrade edgeedit here, or ask for the patch in format version 0"
+_UPGRADE = f"upgrade edgeedit here, or ask for the patch in format version {VERSION}"
+_OLD = "ask whoever made it to pack it again with a present edgeedit; the old format is not read any more"
 _TRUST = "give the signer's public key, or ask who made this patch"
 
 
@@ -106,7 +107,8 @@ class UnverifiedPatch:
         section table, a section whose digest differs.  `allow_test_keys` is for tests only."""
         payload_start = HEADER_BYTES + self.manifest_bytes
         manifest_data = self.data[HEADER_BYTES:payload_start]
-        signers = self._signers(trusted, signed_message(self.data[: FIXED.size], manifest_data), allow_test_keys)
+        key_ids = [bytes.fromhex(key_id) for key_id, _ in self.slots]
+        signers = self._signers(trusted, signed_message(self.data[: FIXED.size], key_ids, manifest_data), allow_test_keys)
         manifest = parse_manifest(manifest_data, len(self.data) - payload_start)
         patch = Patch(manifest, digest_bytes(self.data), signers, self.data, payload_start)
         for section in manifest.sections:
@@ -138,7 +140,9 @@ def read_unverified(data: bytes) -> UnverifiedPatch:
         raise IntegrityError("not a patch: the first 8 bytes are no patch magic", hint="give a .eep file")
     version = int.from_bytes(data[len(MAGIC) : len(MAGIC) + 2], "little")
     if version != VERSION:
-        raise IntegrityError(f"patch has another format version: expected {VERSION}, got {version}", hint=_UPGRADE)
+        raise IntegrityError(
+            f"patch has another format version: expected {VERSION}, got {version}", hint=_UPGRADE if version > VERSION else _OLD
+        )
     if not HEADER_BYTES < len(data) <= MAX_PATCH_BYTES:
         raise IntegrityError(
             f"patch has an impossible size: expected {HEADER_BYTES + 1}..{MAX_PATCH_BYTES} bytes, got {len(data)}", hint=_HINT

@@ -127,8 +127,9 @@ def _sign(manifest: bytes, payload: bytes, keys: Sequence[Ed25519PrivateKey]) ->
     if len(manifest) > MAX_MANIFEST_BYTES or total > MAX_PATCH_BYTES:
         raise InputError(f"patch is too large: expected at most {MAX_PATCH_BYTES} bytes, got {total}", hint="edit fewer weights")
     fixed = FIXED.pack(MAGIC, VERSION, len(keys), len(manifest), total)
-    message = signed_message(fixed, manifest)
-    slots = sorted(SLOT.pack(bytes.fromhex(public_half(key).key_id), key.sign(message)) for key in keys)
+    by_id = {bytes.fromhex(public_half(key).key_id): key for key in keys}
+    message = signed_message(fixed, sorted(by_id), manifest)
+    slots = [SLOT.pack(key_id, by_id[key_id].sign(message)) for key_id in sorted(by_id)]
     return b"".join([(fixed + b"".join(slots)).ljust(HEADER_BYTES, b"\0"), manifest, payload])
 
 

@@ -2,8 +2,8 @@
 
     python tests/golden/generate.py
 
-Golden files are append-only: a frozen file never changes; a new version, or a new case, adds one.  `v0-*.eep` are good,
-`bad-*.eep` are correctly signed files that every reader must refuse.
+Golden files are append-only: a frozen file never changes; a new version, or a new case, adds one.  `v1-*.eep` are good,
+`bad-v1-*.eep` are correctly signed files that every reader must refuse.
 """
 
 from __future__ import annotations
@@ -53,10 +53,11 @@ def wide_content() -> PatchContent:
     )
 
 
-def forge(manifest: bytes, payload: bytes, version: int = 0) -> bytes:
+def forge(manifest: bytes, payload: bytes, version: int = 1) -> bytes:
     """A correctly signed file around any manifest bytes."""
     fixed = FIXED.pack(MAGIC, version, 1, len(manifest), HEADER_BYTES + len(manifest) + len(payload))
-    slot = SLOT.pack(bytes.fromhex(public_half(TEST_KEY).key_id), TEST_KEY.sign(signed_message(fixed, manifest)))
+    key_id = bytes.fromhex(public_half(TEST_KEY).key_id)
+    slot = SLOT.pack(key_id, TEST_KEY.sign(signed_message(fixed, [key_id], manifest)))
     return (fixed + slot).ljust(HEADER_BYTES, b"\0") + manifest + payload
 
 
@@ -78,21 +79,21 @@ def bad_files(good: bytes) -> dict[str, bytes]:
         return forge(_text(manifest), payload)
 
     return {
-        "bad-version-1": forge(stored, payload, version=1),
-        "bad-overlap": changed(["sections", 1, "offset"], 0),
-        "bad-hole": forge(stored, payload + b"\0"),
-        "bad-float": changed(["provenance", "seed"], 0.5),
-        "bad-duplicate-key": forge(b'{"parent":"' + b"5" * 64 + b'",' + stored[1:], payload),
-        "bad-step": changed(["tensors", 0, "step"], (1 + 2.0**-20).hex()),
-        "bad-section-digest": changed(["sections", 0, "sha256"], "0" * 64),
-        "bad-unknown-row-field": changed(["tensors", 0, "clip"], 1),
+        "bad-v1-version-2": forge(stored, payload, version=2),
+        "bad-v1-overlap": changed(["sections", 1, "offset"], 0),
+        "bad-v1-hole": forge(stored, payload + b"\0"),
+        "bad-v1-float": changed(["provenance", "seed"], 0.5),
+        "bad-v1-duplicate-key": forge(b'{"parent":"' + b"5" * 64 + b'",' + stored[1:], payload),
+        "bad-v1-step": changed(["tensors", 0, "step"], (1 + 2.0**-20).hex()),
+        "bad-v1-section-digest": changed(["sections", 0, "sha256"], "0" * 64),
+        "bad-v1-unknown-row-field": changed(["tensors", 0, "clip"], 1),
     }
 
 
 def files() -> dict[str, bytes]:
     """File stem -> bytes of every golden file."""
     small = build_patch(content(), [TEST_KEY])
-    return {"v0-small": small, "v0-wide": build_patch(wide_content(), [TEST_KEY, SECOND_TEST_KEY]), **bad_files(small)}
+    return {"v1-small": small, "v1-wide": build_patch(wide_content(), [TEST_KEY, SECOND_TEST_KEY]), **bad_files(small)}
 
 
 if __name__ == "__main__":

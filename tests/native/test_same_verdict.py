@@ -18,7 +18,7 @@ from edgeedit.patch.keys import public_half
 from edgeedit.patch.read import read_unverified
 from edgeedit.rounding import apply_delta
 
-GOOD = Path(__file__).resolve().parents[1] / "golden" / "v0-small.eep"
+GOOD = Path(__file__).resolve().parents[1] / "golden" / "v1-small.eep"
 CHANCE = 3000
 
 # Texts put in place of a value of `provenance`, which has no other rule than FORMAT 3.
@@ -125,7 +125,8 @@ FIELDS: dict[tuple[Any, ...], list[Any]] = {
 
 def _signed(manifest: bytes, payload: bytes) -> bytes:
     fixed = FIXED.pack(MAGIC, VERSION, 1, len(manifest), HEADER_BYTES + len(manifest) + len(payload))
-    slot = SLOT.pack(bytes.fromhex(public_half(cases.KEY).key_id), cases.KEY.sign(signed_message(fixed, manifest)))
+    key_id = bytes.fromhex(public_half(cases.KEY).key_id)
+    slot = SLOT.pack(key_id, cases.KEY.sign(signed_message(fixed, [key_id], manifest)))
     return (fixed + slot).ljust(HEADER_BYTES, b"\0") + manifest + payload
 
 

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from edgeedit.delta import SparsePart, TensorDelta
 from edgeedit.errors import IntegrityError
-from edgeedit.patch.header import FIXED, HEADER_BYTES, MAGIC, SLOT, signed_message
+from edgeedit.patch.header import FIXED, HEADER_BYTES, MAGIC, SLOT, VERSION, signed_message
 from edgeedit.patch.keys import public_half
 from edgeedit.patch.read import read_unverified
 from edgeedit.patch.write import PatchContent, build_patch
@@ -48,8 +48,9 @@ def _parts(data: bytes) -> tuple[dict[str, Any], bytes]:
 
 def _signed(manifest: bytes, payload: bytes, key: Ed25519PrivateKey = KEY) -> bytes:
     """A file whose manifest the attacker could get signed: what the reader must refuse by itself."""
-    fixed = FIXED.pack(MAGIC, 0, 1, len(manifest), HEADER_BYTES + len(manifest) + len(payload))
-    slot = SLOT.pack(bytes.fromhex(public_half(key).key_id), key.sign(signed_message(fixed, manifest)))
+    fixed = FIXED.pack(MAGIC, VERSION, 1, len(manifest), HEADER_BYTES + len(manifest) + len(payload))
+    key_id = bytes.fromhex(public_half(key).key_id)
+    slot = SLOT.pack(key_id, key.sign(signed_message(fixed, [key_id], manifest)))
     return fixed + slot + b"\0" * (HEADER_BYTES - FIXED.size - SLOT.size) + manifest + payload
 
 
@@ -179,10 +180,11 @@ def test_illegal_step_signed(good: bytes) -> None:
 
 
 def test_other_versions_say_what_to_do(good: bytes) -> None:
-    newer = good[:8] + struct.pack("<H", 1) + good[10:]
-    with pytest.raises(IntegrityError, match="version") as caught:
-        read_unverified(newer)
-    assert "upgrade" in caught.value.hint
+    for version, what in ((VERSION + 1, "upgrade"), (0, "pack it again")):
+        other = good[:8] + struct.pack("<H", version) + good[10:]
+        with pytest.raises(IntegrityError, match="version") as caught:
+            read_unverified(other)
+        assert what in caught.value.hint
 
 
 def test_file_digest_is_the_content_address(good: bytes) -> None:

@@ -31,6 +31,7 @@ enum class Status : int {
   kBadStep = 4,      // q is 0 or above the limit
   kBadScale = 5,     // s or t out of range, or too many significant bits
   kNotFinite = 6,    // a named element is or becomes infinite or not a number
+  kMalformed = 7,    // coded bytes that no writer makes
 };
 
 // Sparse change.  Exactly one of `index` (ascending flat C-order positions, `count` of them) and `bitmap` (one bit for each

@@ -22,13 +22,13 @@ from edgeedit.rounding import legal_step
 TESTS = Path(__file__).parents[2]
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(11, 43)))
 GOLDEN_TRUST = [public_half(Ed25519PrivateKey.from_private_bytes(bytes(range(n, n + 32)))) for n in (1, 2)]
-GOOD = sorted((TESTS / "golden").glob("v0-*.eep"))
+GOOD = sorted((TESTS / "golden").glob("v1-*.eep"))
 
 
 @pytest.fixture(scope="module")
 def second() -> ModuleType:
-    """`tests/support/reader_v0.py`."""
-    spec = importlib.util.spec_from_file_location("reader_v0", TESTS / "support" / "reader_v0.py")
+    """`tests/support/reader_v1.py`."""
+    spec = importlib.util.spec_from_file_location("reader_v1", TESTS / "support" / "reader_v1.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -1,0 +1,87 @@
+"""A second reader of patch format v1, written from FORMAT.md alone: struct, json, zlib, hashlib, numpy; no edgeedit.
+
+It shows that the page is enough to read a patch.  It checks no signature and no limit: never use it on a device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def read(data: bytes) -> dict[str, Any]:
+    """Fixed header, signed message, manifest, decoded parts by tensor name, expected probe outputs."""
+    magic, version, count, manifest_length, total = struct.unpack("<8sHHIQ", data[:24])  # FORMAT 1
+    if magic != bytes.fromhex("894545500d0a1a0a") or version != 1 or total != len(data):
+        raise ValueError("not a v1 patch")
+    slots = [(data[24 + 96 * i : 56 + 96 * i].hex(), data[56 + 96 * i : 120 + 96 * i]) for i in range(count)]  # FORMAT 2
+    manifest_bytes = data[408 : 408 + manifest_length]
+    manifest = json.loads(manifest_bytes)
+    payload = data[408 + manifest_length :]
+    sections = {row["name"]: payload[row["offset"] : row["offset"] + row["length"]] for row in manifest["sections"]}  # FORMAT 4
+    for row in manifest["sections"]:
+        if hashlib.sha256(sections[row["name"]]).hexdigest() != row["sha256"]:
+            raise ValueError(f"section {row['name']} differs")
+    return {
+        "slots": slots,
+        "message": b"edgeedit-patch-v1\x00" + data[:24] + b"".join(bytes.fromhex(key_id) for key_id, _ in slots) + manifest_bytes,
+        "manifest": manifest,
+        "tensors": {row["name"]: _tensor(row, sections) for row in manifest["tensors"]},
+        "expected": _expected(manifest["probe"], sections),
+    }
+
+
+def _tensor(row: dict[str, Any], sections: dict[str, bytes]) -> dict[str, Any]:
+    found: dict[str, Any] = {"shape": tuple(row["shape"])}
+    if "sparse" in row:
+        found["step"] = float.fromhex(row["step"])
+        found["index"], found["q"] = _sparse(sections[row["sparse"]], row["shape"])
+    if "low_rank" in row:
+        found["scale"] = float.fromhex(row["scale"])
+        found |= _low_rank(sections[row["low_rank"]], *row["shape"])
+    return found
+
+
+def _sparse(data: bytes, shape: list[int]) -> tuple[Any, Any]:
+    rows = 1 if len(shape) == 1 else shape[0]  # FORMAT 6
+    found = _density().decode(data, rows, int(np.prod(shape)) // rows)
+    index = sorted(found)
+    return np.array(index), np.array([found[i] for i in index], np.int16)
+
+
+def _density() -> Any:
+    # By its place: this file is also loaded where the tests are no package.
+    spec = importlib.util.spec_from_file_location("density_reader", Path(__file__).parent / "density_reader.py")
+    if spec is None or spec.loader is None:
+        raise ImportError("density_reader.py is missing")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _low_rank(data: bytes, height: int, width: int) -> dict[str, Any]:
+    rank, m, c, flags, _ = struct.unpack("<IIIII", data[:20])  # FORMAT 7
+    content = zlib.decompress(data[20:])
+    at = 0
+    rows, cols = np.arange(height), np.arange(width)
+    if not flags & 1:
+        rows, at = np.frombuffer(content, "<u4", m, at), at + 4 * m
+    if not flags & 2:
+        cols, at = np.frombuffer(content, "<u4", c, at), at + 4 * c
+    a = np.frombuffer(content, np.int8, m * rank, at).reshape(m, rank)
+    b = np.frombuffer(content, np.int8, rank * c, at + m * rank).reshape(rank, c)
+    return {"rows": rows, "cols": cols, "a": a, "b": b}
+
+
+def _expected(probe: dict[str, Any], sections: dict[str, bytes]) -> Any:
+    raw = sections[probe["section"]]  # FORMAT 5
+    if len(raw) < 4 * probe["count"] * probe["width"]:
+        raw = zlib.decompress(raw)
+    return np.frombuffer(raw, "<f4").reshape(probe["count"], probe["width"])
