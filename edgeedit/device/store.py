@@ -11,6 +11,7 @@ and at most one trial, which is made for that head; an attempt is durable before
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sqlite3
@@ -169,7 +170,9 @@ class Store:
                 return state.add_trial(db, head, patch.digest, patch.manifest.result)
         except (RefusedError, IntegrityError):
             if not self._known(patch.digest):
-                target.unlink(missing_ok=True)
+                # An object that nobody names is harmless; the first error is what must be told.
+                with contextlib.suppress(OSError):
+                    target.unlink(missing_ok=True)
             raise
 
     def _known(self, digest: str) -> bool:
