@@ -3,6 +3,8 @@
 set -eu
 "$1" -m venv "$2"
 "$2/bin/pip" install -q scikit-build-core nanobind cmake ninja numpy click cryptography tomli "$3" onnx pytest hypothesis
+# Stubs only: with its dependencies it would ask for the vendor's libraries.
+"$2/bin/pip" install -q --no-deps -c requirements/constraints.txt tensorrt-stubs
 # The wheel is built for this interpreter and installed without the source tree on the path.
 rm -rf "build/$2" && mkdir -p "build/$2"
 "$2/bin/pip" wheel -q . --no-build-isolation --no-deps -w "build/$2"
