@@ -100,7 +100,7 @@ test-pythons: $(VENV)/.installed
 	@if [ -n "$(PY313)" ]; then sh tests/support/other_python.sh "$(PY313)" .venv-py313 onnxruntime "$(DEVICE_TESTS)"; else echo "no Python 3.13 here: device suite not run on it"; fi
 
 # The oldest transformers that is supported: encoders and the families' contract, on the built wheel.
-test-transformers: wheel
+test-transformers: wheel $(VENV)/.assets
 	rm -rf .venv-tf4 && $(PYTHON) -m venv .venv-tf4
 	.venv-tf4/bin/pip install -q 'transformers==4.49.0' 'numpy<2.5' && .venv-tf4/bin/pip install -q --no-deps build/dist/edgeedit-*.whl
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_paths()['purelib'])" > .venv-tf4/lib/$$(ls .venv-tf4/lib)/site-packages/libraries.pth
