@@ -104,8 +104,16 @@ def _wait(condition: Callable[[], bool], what: str, seconds: float = 120.0) -> N
         time.sleep(0.01)
 
 
-def _swap_timings(engine: Any, old: Mapping[str, Array], new: Mapping[str, Array]) -> list[float]:
-    return [_milliseconds(lambda which=which: engine.swap(which)) for _ in range(SWAPS // 2) for which in (old, new)]  # type: ignore[misc]
+def _swap_timings(engine: Any, old: Mapping[str, Array], new: Mapping[str, Array]) -> tuple[list[float], list[float]]:
+    """Milliseconds to stage (off the frame path) and to commit (what the frame lock holds), as `Runtime` does them."""
+    staged, committed = [], []
+    for _ in range(SWAPS // 2):
+        for which in (old, new):
+            start = time.perf_counter()
+            commit = engine.stage(which)
+            staged.append((time.perf_counter() - start) * 1e3)
+            committed.append(_milliseconds(commit))
+    return staged, committed
 
 
 @dataclass
@@ -194,14 +202,15 @@ def run_device(job: Path) -> dict[str, Any]:
         new_weights, new_outputs = _copy(runtime.engine.weights), _one_by_one(runtime.run, frames)
         _write_features(runtime, job)
         touched = {n: new_weights[n] for n in new_weights if not np.array_equal(new_weights[n], old_weights[n])}
-        timings = _swap_timings(runtime.engine, {n: old_weights[n] for n in touched}, touched)
+        staged, committed = _swap_timings(runtime.engine, {n: old_weights[n] for n in touched}, touched)
         rollback_exact = _roll_back(runtime, store_path, frames, old_weights, old_outputs)
         model = write_weights(runtime.bundle, new_weights, job / "rebuilt")
     apply = {
         "state": record.state,
         "prepare_ms": record.prepare_ms,
         "first_swap_ms": record.swap_ms,
-        "swap_ms": statistics.median(timings),
+        "stage_ms": statistics.median(staged),
+        "swap_ms": statistics.median(committed),
         "probe_ms": record.probe_ms,
         "rebuild_default_ms": _rebuild_ms(model, prepack=True, threads=threads),
         "rebuild_noprepack_ms": _rebuild_ms(model, prepack=False, threads=threads),
