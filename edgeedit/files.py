@@ -10,8 +10,9 @@ import contextlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from edgeedit.errors import InputError, RefusedError
 
@@ -25,38 +26,41 @@ def fsync_dir(path: Path) -> None:
         os.close(handle)
 
 
-def replace_file(path: Path, data: bytes | memoryview) -> None:
-    """Write `data` beside `path` and rename it into place durably; raises RefusedError (exit 6) when the disk refuses."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A handle for the new content of `path`: written beside it, synced and renamed into place when the body ends.
+
+    When the body raises, `path` holds what it held before; an OSError becomes a RefusedError (exit 6)."""
     temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temp.open("wb") as handle:
-            handle.write(data)
+            yield handle
             handle.flush()
             os.fsync(handle.fileno())
         temp.replace(path)
         fsync_dir(path.parent)
     except OSError as error:
+        raise RefusedError(f"cannot write {path}: {error.strerror or error}", hint="free disk space or choose another place") from error
+    finally:
+        # Gone after the rename; whatever else happened, nothing is left beside the path.
         with contextlib.suppress(OSError):
             temp.unlink()
-        raise RefusedError(f"cannot write {path}: {error.strerror or error}", hint="free disk space or choose another place") from error
+
+
+def replace_file(path: Path, data: bytes | memoryview) -> None:
+    """Make `data` the content of `path`, durably; raises RefusedError (exit 6) when the disk refuses."""
+    with replacing(path) as handle:
+        handle.write(data)
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy a file durably (temp, fsync, rename, fsync of the directory)."""
-    temp = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    """Copy a file durably; raises RefusedError (exit 6) when the source cannot be opened or the disk refuses."""
     try:
-        with source.open("rb") as reader, temp.open("wb") as writer:
-            shutil.copyfileobj(reader, writer, 1 << 20)
-            writer.flush()
-            os.fsync(writer.fileno())
-        temp.replace(target)
-        fsync_dir(target.parent)
+        reader = source.open("rb")
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temp.unlink()
-        raise RefusedError(
-            f"cannot copy {source} to {target}: {error.strerror or error}", hint="free disk space or check the source"
-        ) from error
+        raise RefusedError(f"cannot copy {source} to {target}: {error.strerror or error}", hint="check the source") from error
+    with reader, replacing(target) as writer:
+        shutil.copyfileobj(reader, writer, 1 << 20)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -7,8 +7,6 @@ verify or load a session.
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ import numpy as np
 
 from edgeedit.bundle import DTYPES, MODEL_FILE, WEIGHTS_FILE, Bundle
 from edgeedit.errors import MismatchError, RefusedError
-from edgeedit.files import copy_file, fsync_dir
+from edgeedit.files import copy_file, replacing
 
 Array = np.ndarray[Any, Any]
 ALIGNMENT = 4096  # bytes; one page, so that a mapped tensor can be aliased and written without touching its neighbour
@@ -35,22 +33,11 @@ def layout(lengths: Sequence[int]) -> tuple[int, ...]:
 
 def write_tensors(path: Path, rows: Iterable[tuple[int, Array]]) -> None:
     """Write (offset, array) rows, ascending offsets, gaps zero; durable.  Raises RefusedError when the disk refuses."""
-    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temp.open("wb") as handle:
-            for offset, array in rows:
-                little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-                handle.write(bytes(offset - handle.tell()))
-                handle.write(little.reshape(-1).view(np.uint8).data)
-            handle.flush()
-            os.fsync(handle.fileno())
-        temp.replace(path)
-        fsync_dir(path.parent)
-    except OSError as error:
-        raise RefusedError(f"cannot write {path}: {error.strerror or error}", hint="free disk space or choose another place") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temp.unlink()
+    with replacing(path) as handle:
+        for offset, array in rows:
+            little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+            handle.write(bytes(offset - handle.tell()))
+            handle.write(little.reshape(-1).view(np.uint8).data)
 
 
 def check_weights(bundle: Bundle, weights: Mapping[str, Array]) -> None:

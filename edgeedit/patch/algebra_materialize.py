@@ -7,7 +7,6 @@ is written beside its place, flushed and renamed, so what was there before stays
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import shutil
@@ -21,7 +20,7 @@ import numpy as np
 from edgeedit.bundle import DTYPES, MODEL_FILE, PROBES_FILE, WEIGHTS_FILE, Bundle, MappedTensor, TensorMap, save_bundle
 from edgeedit.digest import digest_file, fingerprint
 from edgeedit.errors import InputError, IntegrityError, RefusedError
-from edgeedit.files import copy_file, fsync_dir
+from edgeedit.files import copy_file, fsync_dir, replacing
 from edgeedit.patch.algebra_chain import check_fits, follow
 from edgeedit.patch.read import Patch
 
@@ -38,22 +37,11 @@ def materialize_weights(bundle: Bundle, patches: Sequence[Patch], out: Path) -> 
     source = bundle.path / WEIGHTS_FILE
     if out.is_dir() or (out.exists() and out.samefile(source)):
         raise InputError(f"cannot write weights to {out}: expected a new file, got the bundle's own or a folder")
-    temp = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        with source.open("rb") as reader, temp.open("wb") as writer:
-            rows = tuple(_write(reader, writer, tensor, patches) for tensor in _in_order(bundle))
-            writer.truncate(source.stat().st_size)
-            writer.flush()
-            os.fsync(writer.fileno())
+    with replacing(out) as writer, source.open("rb") as reader:
+        rows = tuple(_write(reader, writer, tensor, patches) for tensor in _in_order(bundle))
+        writer.truncate(source.stat().st_size)
         if fingerprint(row.digest() for row in rows) != patches[-1].manifest.result:
             raise IntegrityError(f"result came out wrong: expected fingerprint {patches[-1].manifest.result[:12]}")
-        temp.replace(out)
-        fsync_dir(out.parent)
-    except OSError as error:
-        raise RefusedError(f"cannot write {out}: {error.strerror or error}", hint="free disk space or choose another place") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temp.unlink()
     return rows
 
 
