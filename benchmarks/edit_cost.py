@@ -35,7 +35,7 @@ from edgeedit.edit.methods.spu import Spu
 from edgeedit.edit.readers import Reader
 from edgeedit.edit.scores import part_name
 from edgeedit.edit.settings import Settings
-from edgeedit.edit.train import TrainData, _Pass, fit
+from edgeedit.edit.train import Pass, TrainData, fit
 from edgeedit.encoder.encoder import Encoder
 from edgeedit.encoder.load import load_encoder, random_encoder
 from edgeedit.encoder.values import parameter_values, with_values
@@ -55,7 +55,7 @@ class InPlace:
     """A rival that trains parameters of the encoder itself."""
 
     def __init__(self, encoder: Encoder, parameters: list[torch.nn.Parameter], amp: str) -> None:
-        self.inner, self.own, self.amp = _Pass(encoder), parameters, amp
+        self.inner, self.own, self.amp = Pass(encoder), parameters, amp
         for parameter in encoder.parameters():
             parameter.requires_grad_(False)
         for parameter in parameters:

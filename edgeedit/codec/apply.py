@@ -60,11 +60,6 @@ def copy_tensors(pairs: Iterable[tuple[Array, Array]]) -> None:
         raise IntegrityError("cannot copy a tensor: expected equal lengths")
 
 
-def copy_into(target: Array, source: Array) -> None:
-    """Copy one tensor; see `copy_tensors`."""
-    copy_tensors([(target, source)])
-
-
 def _check(old: Array, delta: TensorDelta) -> None:
     if tuple(old.shape) != delta.shape:
         raise IntegrityError(f"delta does not fit {delta.name}: expected shape {delta.shape}, got {tuple(old.shape)}")

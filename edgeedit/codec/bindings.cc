@@ -70,13 +70,6 @@ int apply(int dtype, const In<std::uint8_t>& old, const Out<std::uint8_t>& out, 
                                           sparse ? &sparse_part : nullptr, low_rank ? &low_rank_part : nullptr));
 }
 
-std::pair<int, std::uint64_t> count_bits(const In<std::uint8_t>& bitmap, std::uint64_t elements) {
-  std::uint64_t count = 0;
-  const nb::gil_scoped_release release;
-  const auto status = edgeedit::count_bits(bitmap.data(), bitmap.size(), elements, &count);
-  return {static_cast<int>(status), count};
-}
-
 int expand_bitmap(const In<std::uint8_t>& bitmap, const Out<std::int64_t>& index) {
   const nb::gil_scoped_release release;
   return static_cast<int>(edgeedit::expand_bitmap(bitmap.data(), bitmap.size(), index.data(), index.size()));
@@ -148,7 +141,6 @@ NB_MODULE(_core, m) {
           nb::arg("scale"));
   m.def("apply", &apply, nb::arg("dtype"), nb::arg("old").noconvert(), nb::arg("out").noconvert(), nb::arg("height"), nb::arg("width"),
         nb::arg("sparse").none(), nb::arg("low_rank").none());
-  m.def("count_bits", &count_bits, nb::arg("bitmap").noconvert(), nb::arg("elements"));
   m.def("expand_bitmap", &expand_bitmap, nb::arg("bitmap").noconvert(), nb::arg("index").noconvert());
   m.def("density_count", &density_count, nb::arg("data").noconvert(), nb::arg("rows"), nb::arg("cols"));
   m.def("density_workspace", &edgeedit::density_workspace, nb::arg("rows"), nb::arg("cols"));

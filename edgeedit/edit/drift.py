@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgeedit.edit.evaluate import BATCH
+from edgeedit.edit.evaluate import BATCH, features
 from edgeedit.encoder.encoder import Encoder
 from edgeedit.errors import InputError
 
@@ -91,8 +91,6 @@ def drift(base: Encoder, edited: Encoder, pixels: Array, base_rows: tuple[list[A
 
 def rows_of(encoder: Encoder, pixels: Array) -> tuple[list[Array], Array]:
     """(mean token of every block, features) of one encoder, for `drift`."""
-    from edgeedit.edit.evaluate import features
-
     return block_rows(encoder, pixels), features(encoder, pixels)
 
 

@@ -131,14 +131,17 @@ class Selection(nn.Module):
         return torch.stack(parts).sum()
 
 
-class _Pass(nn.Module):
-    """Features and what follows in ONE call, so that recomputed activations still see the changed weights."""
+class Pass(nn.Module):
+    """Features and what follows in ONE call, so that recomputed activations still see the changed weights.
+
+    Every `Trainable` runs its images through one."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         self.encoder = encoder
 
     def forward(self, images: torch.Tensor, then: Callable[[torch.Tensor], float], amp: str) -> float:
+        """What `then` makes of the features (float32) of `images`; `amp` is the dtype of autocast, or off."""
         with torch.autocast(images.device.type, getattr(torch, amp) if amp != "off" else torch.bfloat16, enabled=amp != "off"):
             found = self.encoder(images).float()
         return then(found)
@@ -148,7 +151,7 @@ class Selected:
     """A `Trainable`: an encoder with a Selection."""
 
     def __init__(self, encoder: Encoder, selection: Selection, amp: str) -> None:
-        self.inner, self.selection, self.amp = _Pass(encoder), selection, amp
+        self.inner, self.selection, self.amp = Pass(encoder), selection, amp
 
     def run(self, images: torch.Tensor, then: Callable[[torch.Tensor], float], *, rounded: bool) -> float:
         """See Trainable."""

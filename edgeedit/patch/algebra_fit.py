@@ -5,7 +5,7 @@
 A sum of rounded steps is not the rounded sum, so no choice of integers alone repeats a chain.  Instead of adding up q, this
 takes the chain's RESULT as the target, tries the steps and low-rank parts that the chain offers, and replaces what is missed.
 Guarantees: rule + corrections give `new` bit for bit for every candidate; the cheapest by estimated bits is returned,
-one without corrections where there is one (format version 0 cannot carry them).
+one without corrections where there is one (the format cannot carry them).
 Does not encode anything, and knows no names.
 """
 

@@ -1,7 +1,7 @@
 """`squash`: one patch from a chain's parent to the chain's result, with the same fingerprints, so later patches fit both lineages.
 
 Guarantees: the new tensors are computed once more by the core from the patch that was built, and must have the chain's digests;
-nothing is written unless they have and the squash is smaller than the chain.  Format version 0 has no place for exact bits:
+nothing is written unless they have and the squash is smaller than the chain.  The format has no place for exact bits:
 a chain that integers alone cannot repeat is refused, with the figures.  Does not judge the edit: the weights are the chain's.
 """
 
@@ -103,7 +103,7 @@ def _check_exact(missed: Mapping[str, int], chain: Sequence[Patch]) -> None:
     if missed:
         raise InputError(
             f"chain cannot be squashed: {sum(missed.values())} elements in {len(missed)} of its tensors need exact bits, "
-            f"which format version 0 cannot carry",
+            "which the format cannot carry",
             hint=f"send the chain of {len(chain)} patches ({_size(chain)} bytes) as it is",
         )
 

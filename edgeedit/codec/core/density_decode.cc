@@ -104,6 +104,7 @@ Workspace lay_out(void* memory, std::uint64_t rows, std::uint64_t cols) noexcept
 // The streams of one section, and what has been read of the escapes.
 struct Streams {
   RansReader mask, steps;
+  const MaskTables* tables;  // fetched once: asking for them at every byte asks every time whether they are made
   const std::uint8_t* mask_escape;
   const std::uint8_t* mask_escape_end;
   const std::uint8_t* step_escape;
@@ -111,6 +112,7 @@ struct Streams {
 };
 
 bool open_streams(Bytes& bytes, const Header& header, Streams& streams) noexcept {
+  streams.tables = &mask_tables();
   const std::uint8_t* mask = bytes.take(header.mask);
   streams.mask_escape = bytes.take(header.mask_escapes);
   const std::uint8_t* steps = bytes.take(header.steps);
@@ -132,7 +134,7 @@ bool read_margins(const std::uint8_t* data, const Header& header, std::uint64_t 
 // One byte of the mask: bit k for the k-th column of the group; false when the bytes are no mask.
 inline bool read_group(Streams& streams, int logit, std::uint32_t valid, std::uint32_t& bits) noexcept {
   const int m = logit < 0 ? -logit : logit;
-  std::uint32_t symbol = streams.mask.get(mask_tables().slots[m]);
+  std::uint32_t symbol = streams.mask.get(streams.tables->slots[m]);
   const std::uint32_t limit = kClassTables[m].limit;
   if (symbol == kEscape && limit < 8) {
     if (streams.mask_escape == streams.mask_escape_end) return false;

@@ -18,7 +18,7 @@ from edgeedit.edit.locality import Locality
 from edgeedit.edit.methods.alpha import choose_alpha, split_control
 from edgeedit.edit.methods.method import Task, Update
 from edgeedit.edit.settings import Settings
-from edgeedit.edit.train import WRAPPED, TrainData, _Pass, fit
+from edgeedit.edit.train import WRAPPED, Pass, TrainData, fit
 from edgeedit.encoder.encoder import Encoder
 from edgeedit.encoder.values import with_values
 from edgeedit.errors import InputError
@@ -31,7 +31,7 @@ class Whole:
     """A `Trainable`: copies of whole parameters in place of the encoder's own."""
 
     def __init__(self, encoder: Encoder, names: tuple[str, ...], amp: str) -> None:
-        self.inner, self.amp = _Pass(encoder), amp
+        self.inner, self.amp = Pass(encoder), amp
         self.base = {name: encoder.parameters_by_name()[name].detach() for name in names}
         self.own = {name: nn.Parameter(value.clone()) for name, value in self.base.items()}
 

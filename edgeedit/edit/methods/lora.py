@@ -16,7 +16,7 @@ from edgeedit.edit.methods.full import FP16, whole_update
 from edgeedit.edit.methods.method import Task, Update
 from edgeedit.edit.scores import part_name
 from edgeedit.edit.settings import Settings
-from edgeedit.edit.train import TrainData, _Pass, fit
+from edgeedit.edit.train import Pass, TrainData, fit
 from edgeedit.encoder.encoder import Encoder
 from edgeedit.errors import InputError
 
@@ -37,7 +37,7 @@ class Adapted:
         self.own = [p for n, p in self.encoder.named_parameters() if "lora_" in n]
         for name, parameter in self.encoder.named_parameters():
             parameter.requires_grad_("lora_" in name)
-        self.inner = _Pass(self.encoder)
+        self.inner = Pass(self.encoder)
 
     def run(self, images: torch.Tensor, then: Callable[[torch.Tensor], float], *, rounded: bool) -> float:
         """See Trainable; there is no integer form."""

@@ -10,7 +10,7 @@ import pytest
 
 from edgeedit import rounding
 from edgeedit.codec import _core
-from edgeedit.codec.apply import apply_delta, copy_into, copy_tensors
+from edgeedit.codec.apply import apply_delta, copy_tensors
 from edgeedit.delta import LowRankPart, SparsePart, TensorDelta
 from edgeedit.errors import IntegrityError
 
@@ -125,8 +125,8 @@ def test_copy_is_all_or_nothing() -> None:
     frozen.flags.writeable = False
     for target in (frozen, np.zeros(6, np.float16)[::2], np.zeros(3, np.float32)):
         with pytest.raises(IntegrityError):
-            copy_into(target, first)
-    copy_into(np.empty((0, 3), np.float32), np.empty((0, 3), np.float32))
+            copy_tensors([(target, first)])
+    copy_tensors([(np.empty((0, 3), np.float32), np.empty((0, 3), np.float32))])
 
 
 def test_applying_releases_the_gil() -> None:
