@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
 
-from edgeedit.delta import TensorDelta
 from edgeedit.edit.locality import Locality, select
 from edgeedit.edit.settings import Settings
 from edgeedit.encoder.encoder import Encoder
@@ -42,19 +41,6 @@ def mask_bits(share: float) -> float:
     if not 0 < share < 1:
         return 0.0
     return -(share * math.log2(share) + (1 - share) * math.log2(1 - share)) / share
-
-
-def delta_bytes(tensors: Sequence[TensorDelta]) -> int:
-    """Entropy of indices and steps plus int8 factors, without framing."""
-    total = 0.0
-    for tensor in tensors:
-        if tensor.sparse is not None:
-            count, size = tensor.sparse.q.size, math.prod(tensor.shape)
-            shares = np.unique(tensor.sparse.q, return_counts=True)[1] / count
-            total += count * (mask_bits(count / size) - float((shares * np.log2(shares)).sum())) / 8
-        if tensor.low_rank is not None:
-            total += (tensor.low_rank.a.size + tensor.low_rank.b.size) * FACTOR_BYTES
-    return math.ceil(total)
 
 
 def expected_bytes(encoder: Encoder, locality: Locality, settings: Settings) -> int:

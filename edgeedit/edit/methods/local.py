@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from edgeedit.delta import TensorDelta
-from edgeedit.edit.budget import delta_bytes
+from edgeedit.edit.cost import delta_bytes
 from edgeedit.edit.locality import Locality, scored_names, select
 from edgeedit.edit.methods.alpha import choose_alpha, split_control
 from edgeedit.edit.methods.method import Task, Update

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from edgeedit.edit.budget import OVERHEAD, curve, delta_bytes, expected_bytes, fit_budget, mask_bits, parse_bytes
+from edgeedit.edit.budget import OVERHEAD, curve, expected_bytes, fit_budget, mask_bits, parse_bytes
+from edgeedit.edit.cost import delta_bytes
 from edgeedit.edit.evaluate import features
 from edgeedit.edit.locality import select
 from edgeedit.edit.lorsu import Lorsu
