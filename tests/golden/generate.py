@@ -53,6 +53,19 @@ def wide_content() -> PatchContent:
     )
 
 
+def lanes_content() -> PatchContent:
+    """Streams long enough for eight lanes, which real patches have; nearly every element of one matrix, most steps 1."""
+    rng = np.random.default_rng(8)
+    mask, twos = rng.random(512 * 256) < 0.998, rng.random(512 * 256) < 0.005
+    index = np.flatnonzero(mask).astype(np.int64)
+    q = np.where(twos[index], -300, 1).clip(-200, 1).astype(np.int16)
+    deltas = [TensorDelta("w", (512, 256), SparsePart(index, q, 2.0**-9))]
+    expected = np.ones((1, 1), np.float32)
+    return PatchContent(
+        "5" * 64, "6" * 64, "float16", "vit", deltas, {"w": "e" * 64}, {"w": "f" * 64}, {"w": "float16"}, expected, 1e-3, {}
+    )
+
+
 def forge(manifest: bytes, payload: bytes, version: int = 1) -> bytes:
     """A correctly signed file around any manifest bytes."""
     fixed = FIXED.pack(MAGIC, version, 1, len(manifest), HEADER_BYTES + len(manifest) + len(payload))
@@ -93,7 +106,12 @@ def bad_files(good: bytes) -> dict[str, bytes]:
 def files() -> dict[str, bytes]:
     """File stem -> bytes of every golden file."""
     small = build_patch(content(), [TEST_KEY])
-    return {"v1-small": small, "v1-wide": build_patch(wide_content(), [TEST_KEY, SECOND_TEST_KEY]), **bad_files(small)}
+    return {
+        "v1-small": small,
+        "v1-wide": build_patch(wide_content(), [TEST_KEY, SECOND_TEST_KEY]),
+        "v1-lanes": build_patch(lanes_content(), [TEST_KEY]),
+        **bad_files(small),
+    }
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ FROZEN = {
     "bad-v1-version-2": "9f4d2be6afcc33d2b46bbe1bb3d3c1084375388689b8f67ebdd620fc51b8b6e1",
     "v0-small": "e989590567474c0303bb8fe5cd553b74c70a903a67193d08979478f834596191",
     "v0-wide": "bebf514f0b73672af2d52062327ceeb7dad99ad968a6120564b34827894e7ef7",
+    "v1-lanes": "cec9fe198fbd236e5bb80a58635b54ca1b22f1ec3be9888f7b36adf3d81dc0db",
     "v1-small": "5b51e5c7261f88c8c4291391884e1828d4c9f2f525dcf6f3e31462be7b311c59",
     "v1-wide": "bae91495f0899fd9043efc455d673f5922bc56ff4e52febce2978bffab463493",
 }
@@ -105,6 +106,15 @@ def test_wide_reads_to_the_frozen_numbers() -> None:
     assert np.array_equal(patch.expected(), np.full((3, 40), 0.125, np.float32))
     assert patch.manifest.provenance["rates"] == ["1e-05", "-0.0"]
     assert patch.manifest.provenance["seed"] == 2**63 - 1
+
+
+def test_lanes_reads_to_the_generators_numbers(generator: ModuleType) -> None:
+    """Streams of eight lanes, which only long sections have."""
+    patch = _verified(_read("v1-lanes"))
+    section = patch.section_bytes(patch.manifest.sections[0])
+    assert tuple(section[:2]) == (8, 8)
+    found, made = patch.tensor_delta("w").sparse, generator.lanes_content().deltas[0].sparse
+    assert found is not None and np.array_equal(found.index, made.index) and np.array_equal(found.q, made.q)
 
 
 @pytest.mark.parametrize("stem", sorted(BAD))

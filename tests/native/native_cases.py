@@ -19,7 +19,14 @@ from edgeedit.rounding import apply_delta
 
 Array = np.ndarray[Any, Any]
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(100, 132)))
-SHAPES = {"bias ü \U0001f600": (7,), 'a"quoted\\name': (12, 30), "blocks.0.fc1": (33, 17), "cube": (2, 3, 5), "untouched": (64,)}
+SHAPES = {
+    "bias ü \U0001f600": (7,),
+    'a"quoted\\name': (12, 30),
+    "blocks.0.fc1": (33, 17),
+    "cube": (2, 3, 5),
+    "lanes": (2100, 64),  # long enough for streams of eight lanes
+    "untouched": (64,),
+}
 
 
 def public_pem(key: Ed25519PrivateKey = KEY) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import sys
 from pathlib import Path
 
@@ -14,8 +16,8 @@ from edgeedit.codec import _core, density
 from edgeedit.errors import IntegrityError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
-from class_tables import header
-from density_reader import DamagedError
+from class_tables import row_of
+from density_reader import DamagedError, page_tables
 from density_reader import decode as second_decode
 
 Entries = tuple[np.ndarray, np.ndarray]
@@ -111,9 +113,12 @@ def test_the_encoder_refuses_what_it_cannot_say() -> None:
             density.encode(np.array(index, np.int64), np.array(q, np.int16), (4, 4))
 
 
-def test_the_frozen_tables_are_those_of_their_generator() -> None:
-    core = Path(__file__).parents[2] / "edgeedit" / "codec" / "core" / "class_tables.h"
-    assert core.read_text("utf-8") == header()
+def test_the_frozen_tables_are_those_of_the_page() -> None:
+    core = (Path(__file__).parents[2] / "edgeedit" / "codec" / "core" / "class_tables.h").read_text("utf-8")
+    assert re.findall(r"^    \{.*\},$", core, re.MULTILINE) == [row_of(*table) for table in page_tables()]
+    for limit, frequencies, escape in page_tables():
+        assert len(frequencies) == limit + 1 and (escape == 0) == (limit == 8)
+        assert sum(math.comb(8, k) * f for k, f in enumerate(frequencies)) + escape == 4096
 
 
 def _sampled(share: float) -> tuple[Entries, float]:

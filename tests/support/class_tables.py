@@ -1,9 +1,9 @@
-"""Makes `edgeedit/codec/core/class_tables.h`, the frozen integer tables of the mask coder, and checks that it is what is there.
+"""Makes `edgeedit/codec/core/class_tables.h`, how the frozen integer tables of the mask coder were made.
 
     python tests/support/class_tables.py > edgeedit/codec/core/class_tables.h
 
 Density class m stands for the probability p = 1 / (1 + exp(0.2 m)) that an entry is in the mask.  Eight entries are one byte; a byte
-with k bits has probability p^k (1-p)^(8-k).  Bytes with more than `limit` bits share one escape.  Frequencies are twelfths bits: the sum
+with k bits has probability p^k (1-p)^(8-k).  Bytes with more than `limit` bits share one escape.  The sum of all frequencies
 is 4096.  `limit` is the one with the least expected cost, the escaped byte being eight raw bits.
 """
 
@@ -39,13 +39,15 @@ def table(m: int) -> tuple[int, list[int], int]:
     return best[1], best[2], best[3]
 
 
+def row_of(limit: int, frequencies: list[int], escape: int) -> str:
+    """One line of the C++ header."""
+    padded = frequencies + [0] * (9 - len(frequencies))
+    return f"    {{{limit}, {{{', '.join(map(str, padded))}}}, {escape}}},"
+
+
 def header() -> str:
     """The C++ header."""
-    rows = []
-    for m in range(CLASSES):
-        limit, frequencies, escape = table(m)
-        padded = frequencies + [0] * (9 - len(frequencies))
-        rows.append(f"    {{{limit}, {{{', '.join(map(str, padded))}}}, {escape}}},")
+    rows = [row_of(*table(m)) for m in range(CLASSES)]
     body = "\n".join(rows)
     return f"""// Made by tests/support/class_tables.py; frozen: a change here changes the meaning of every patch.
 #ifndef EDGEEDIT_CLASS_TABLES_H_

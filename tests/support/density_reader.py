@@ -1,13 +1,13 @@
-"""A second decoder of density sections in plain Python, written from the layout and not from the C++ code.  Slow; for small tensors."""
+"""A second decoder of density sections in plain Python.  Slow; for small tensors.
+
+Written from FORMAT 6 and not from the C++ code; the density tables are read from that page.
+"""
 
 from __future__ import annotations
 
+import re
 import struct
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
-from class_tables import table
 
 TOTAL, LOW = 4096, 1 << 16
 
@@ -71,8 +71,20 @@ def _table(data: bytes, bound: int) -> tuple[dict[int, int], bytes]:
     return {low + i: f for i, f in enumerate(found) if f}, data
 
 
+def page_tables() -> list[tuple[int, list[int], int]]:
+    """(limit, frequency of one byte with 0..limit bits, frequency of the escape) of every density table, as FORMAT 6 prints them."""
+    text = (Path(__file__).parents[2] / "edgeedit" / "patch" / "FORMAT.md").read_text("utf-8")
+    rows = re.findall(r"^\| (\d+) \| (\d) \|((?: [\d-]+ \|){9}) (\d+) \|$", text, re.MULTILINE)
+    if [int(row[0]) for row in rows] != list(range(33)):
+        raise ValueError("FORMAT.md does not print 33 density tables")
+    return [(int(limit), [int(f) for f in cells.split("|")[:-1] if f.strip() != "-"], int(escape)) for _, limit, cells, escape in rows]
+
+
+TABLES = page_tables()
+
+
 def _mask_table(m: int) -> tuple[dict[int, int], int]:
-    limit, frequencies, escape = table(m)
+    limit, frequencies, escape = TABLES[m]
     found = {byte: frequencies[byte.bit_count()] for byte in range(256) if byte.bit_count() <= limit}
     if limit < 8:
         found[255] = escape
