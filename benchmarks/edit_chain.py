@@ -19,22 +19,21 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rivals
 import torch
-from quality_cells import first, mirrored
+from quality_cells import edited, first, mirrored, scaled
 
 from edgeedit.catalog import load_recipe
 from edgeedit.delta import Delta
 from edgeedit.edit.continual import ChainResult, Session, run_chain, summary
 from edgeedit.edit.drift import advise
-from edgeedit.edit.evaluate import features, reader_labels
+from edgeedit.edit.evaluate import features
 from edgeedit.edit.methods.default import Default
-from edgeedit.edit.methods.local import Local
+from edgeedit.edit.methods.full import Full
+from edgeedit.edit.methods.lora import Lora
 from edgeedit.edit.methods.lorsu_paper import LorsuPaper
 from edgeedit.edit.readers import Reader, fit_linear
 from edgeedit.edit.run import HeldOut, edit
@@ -71,49 +70,32 @@ def _subset(shots: Shots, rows: list[int]) -> Shots:
     return make_shots([shots.paths[i] for i in rows], shots.labels[rows], shots.classes, [shots.groups[i] for i in rows])
 
 
-def _rate(method: str, fallback: float) -> float:
-    """The rate that the quality grid chose on development images, if that cell exists."""
+def _rate(method: str) -> float:
+    """The factor on its learning rates that the quality grid chose on development images, if that cell exists."""
     path = QUALITY / f"lr-{method}.json"
-    return float(json.loads(path.read_text("utf-8"))["chosen"]) if path.exists() else fallback
+    return float(json.loads(path.read_text("utf-8"))["chosen"]) if path.exists() else 1.0
 
 
-def localized(method: Local, control: Shots, reader: Reader) -> Step:
-    """A method of the package: each step is a Delta on top of the former."""
+def packaged(method: Any, control: Shots, reader: Reader) -> Step:
+    """A method or rival of the package on top of the former: a Delta, or for a rival the edited encoder."""
 
-    def step(current: Encoder, session: Session, number: int) -> Delta:
+    def step(current: Encoder, session: Session, number: int) -> Delta | Encoder:
         held = HeldOut(mirrored(session.shots))
         result = edit(current, session.shots, control, reader, method=method, precision="float32", heldout=held, seed=number, limit=1.0)
-        return result.delta
-
-    return step
-
-
-def rival(name: str, control: Shots, reader: Reader) -> Step:
-    """LoRA or full fine-tuning, merged after each session."""
-
-    def step(current: Encoder, session: Session, number: int) -> Encoder:
-        shots, kept = (torch.from_numpy(load_pixels(s, current.preprocess)) for s in (session.shots, control))
-        data = rivals.Data(shots, torch.from_numpy(reader_labels(session.shots, reader)), kept)
-        train = rivals.lora if name == "lora" else rivals.dense
-        return train(current, data, reader, _rate(name, 1e-3 if name == "lora" else 1e-5), number, STEPS).encoder
+        return result.patch if result.patch is not None else edited(current, result)
 
     return step
 
 
 def steps_of(control: Shots, reader: Reader) -> dict[str, Step]:
     """Methods in the order of importance."""
-    factor = _rate("default", 1.0)
-    ours = Default(steps=STEPS, batch=8, patterns=4, rounding_steps=2)
-    ours = replace(ours, lr=ours.lr * factor, lr_low_rank=ours.lr_low_rank * factor)
-    paper = LorsuPaper(steps=STEPS, batch=8)
-    factor = _rate("lorsu-paper", 1.0)
-    paper = replace(paper, lr=paper.lr * factor, lr_low_rank=paper.lr_low_rank * factor)
-    return {
-        "default": localized(ours, control, reader),
-        "lora": rival("lora", control, reader),
-        "full": rival("full", control, reader),
-        "lorsu-paper": localized(paper, control, reader),
+    methods = {
+        "default": Default(steps=STEPS, batch=8, patterns=4, rounding_steps=2),
+        "lora": Lora(steps=STEPS, batch=8),
+        "full": Full(steps=STEPS, batch=8),
+        "lorsu-paper": LorsuPaper(steps=STEPS, batch=8),
     }
+    return {name: packaged(scaled(method, _rate(name)), control, reader) for name, method in methods.items()}
 
 
 def figures(result: ChainResult, seconds: float) -> dict[str, Any]:

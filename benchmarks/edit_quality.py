@@ -26,7 +26,7 @@ from typing import Any
 
 import quality_cells as cells
 import torch
-from quality_cells import Bench, Cells, Outcome
+from quality_cells import ALLOWED, Bench, Cells, Outcome
 from quality_report import goals, plot, rows_of, table
 from quality_sets import NAMES
 
@@ -34,31 +34,35 @@ from edgeedit.catalog import load_recipe
 from edgeedit.edit.lorsu import Lorsu
 from edgeedit.edit.methods.attention import Attention
 from edgeedit.edit.methods.default import Default
+from edgeedit.edit.methods.full import Full, FullInterpolated, LayerNorm
+from edgeedit.edit.methods.lora import Lora
 from edgeedit.edit.methods.lorsu_paper import LorsuPaper
+from edgeedit.edit.methods.no_edit import NoEdit
+from edgeedit.edit.methods.refit import RefitBaseShots, RefitShots
 from edgeedit.edit.methods.shira import Shira
 from edgeedit.edit.methods.spu import Spu
 from edgeedit.encoder.load import load_encoder
 from edgeedit.errors import InputError
 
 RESULTS = Path(__file__).parent / "results" / "edit_quality"
-DEVELOPMENT_SEED, ALLOWED = 100, 0.02
-RELATIVE = (0.5, 1.0, 2.0)  # factors on a method's own two learning rates
+DEVELOPMENT_SEED = 100
+RELATIVE, WIDE, LOW = (0.5, 1.0, 2.0), (0.3, 1.0, 3.0), (0.1, 0.3, 1.0)  # factors on a method's own learning rates
 
-# method -> (how, candidate learning rates, or factors on the package's own two rates); in the order of importance.
+# method -> (how, candidate factors on its own learning rates), in the order of importance.
 METHODS: dict[str, tuple[Callable[[Bench, float, int], Outcome], tuple[float, ...]]] = {
-    "none": (cells.nothing, ()),
-    "default": (cells.localized(Default()), RELATIVE),
-    "refit base+shots": (cells.refit, ()),
-    "lora": (cells.lora, (3e-4, 1e-3, 3e-3)),
-    "full": (cells.dense(), (3e-6, 1e-5, 3e-5)),
-    "spu": (cells.localized(Spu()), RELATIVE),
-    "lorsu-paper": (cells.localized(LorsuPaper()), RELATIVE),
-    "lorsu": (cells.localized(Lorsu()), RELATIVE),
-    "refit shots": (cells.refit_shots, ()),
-    "attention": (cells.localized(Attention()), RELATIVE),
-    "shira": (cells.localized(Shira()), RELATIVE),
-    "norm only": (cells.dense("norm"), (3e-4, 1e-3, 3e-3)),
-    "wise-ft 0.5": (cells.dense(alpha=0.5), (3e-6, 1e-5, 3e-5)),
+    "none": (cells.packaged(NoEdit()), ()),
+    "default": (cells.packaged(Default()), RELATIVE),
+    "refit base+shots": (cells.packaged(RefitBaseShots()), ()),
+    "lora": (cells.packaged(Lora()), WIDE),
+    "full": (cells.packaged(Full()), LOW),
+    "spu": (cells.packaged(Spu()), RELATIVE),
+    "lorsu-paper": (cells.packaged(LorsuPaper()), RELATIVE),
+    "lorsu": (cells.packaged(Lorsu()), RELATIVE),
+    "refit shots": (cells.packaged(RefitShots()), ()),
+    "attention": (cells.packaged(Attention()), RELATIVE),
+    "shira": (cells.packaged(Shira()), RELATIVE),
+    "layer-norm": (cells.packaged(LayerNorm()), WIDE),
+    "full-interpolated": (cells.packaged(FullInterpolated()), LOW),
 }
 FIRST = ("none", "default", "refit base+shots", "lora", "full", "spu", "lorsu-paper")
 GRIDS = {
@@ -167,7 +171,7 @@ def main() -> None:
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads"
     about = {"machine": machine, "commit": commit}
     if grid == "ci":  # shows that every part works; its figures mean nothing
-        METHODS["default"] = (cells.localized(Default(steps=5, batch=8, patterns=2, rounding_steps=1)), RELATIVE)
+        METHODS["default"] = (cells.packaged(Default(steps=5, batch=8, patterns=2, rounding_steps=1)), RELATIVE)
     with tempfile.TemporaryDirectory() as quick:
         folder = Path(quick) if grid == "ci" else RESULTS
         if not options.report_only:

@@ -14,18 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rivals
-import torch
 from PIL import ImageOps
 from quality_sets import FOLDER, sets
 
 from edgeedit.digest import digest_file
-from edgeedit.edit.cost import delta_bytes
 from edgeedit.edit.drift import borderline_agreement, embedding_shift
 from edgeedit.edit.evaluate import features, judge, reader_labels
-from edgeedit.edit.methods.local import Local
 from edgeedit.edit.readers import Reader, fit_linear
-from edgeedit.edit.run import HeldOut, edit
+from edgeedit.edit.run import EditResult, HeldOut, edit
 from edgeedit.edit.shots import Shots, load_pixels, make_shots, open_image
 from edgeedit.encoder.encoder import Encoder
 from edgeedit.encoder.values import parameter_values, with_values
@@ -35,13 +31,14 @@ from edgeedit.rounding import apply_delta
 
 Array = np.ndarray[Any, Any]
 UNRELATED_READER, UNRELATED_HELDOUT = 500, 300  # images of easy-vqa: enough to see damage
+ALLOWED = 0.02  # share of control verdicts that an interpolating rival may flip
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a method made: an edited encoder (None: untouched), a reader, and the bytes to ship."""
+    """What a method made: an edited encoder, a reader, and the bytes to ship."""
 
-    encoder: Encoder | None
+    encoder: Encoder
     reader: Reader
     size: int
 
@@ -84,29 +81,39 @@ def _spread(shots: Shots, count: int) -> Shots:
     return make_shots([shots.paths[i] for i in rows], shots.labels[rows], shots.classes, [shots.groups[i] for i in rows])
 
 
-def localized(method: Local) -> Callable[[Bench, float, int], Outcome]:
-    """A method of the package; `lr` scales its learning rates.  It gets mirrored shots to judge by: nothing that a method
+def packaged(method: Any) -> Callable[[Bench, float, int], Outcome]:
+    """A method or rival of the package; `lr` scales its learning rates.  It gets mirrored shots to judge by: nothing that a method
     sees while it works may be held out, and the cell judges by itself, with the base's features already known."""
 
     def run(of: Bench, lr: float, seed: int) -> Outcome:
-        scaled = replace(method, lr=method.lr * lr, lr_low_rank=method.lr_low_rank * lr)
-        few = mirrored(of.data.shots)
         result = edit(
             of.encoder,
             of.data.shots,
             of.data.control,
             of.reader,
-            method=scaled,
+            method=scaled(method, lr),
             precision="float32",
-            heldout=HeldOut(few),
+            heldout=HeldOut(mirrored(of.data.shots)),
             seed=seed,
-            limit=1.0,
+            limit=ALLOWED,
+            stored=of.data.reader_train,
         )
-        values = parameter_values(of.encoder, "float32")
-        new = {t.name: apply_delta(values[t.name], t) for t in result.delta.tensors}
-        return Outcome(with_values(of.encoder, {**values, **new}), of.reader, delta_bytes(result.delta.tensors))
+        return Outcome(edited(of.encoder, result), result.reader or of.reader, result.payload)
 
     return run
+
+
+def scaled(method: Any, factor: float) -> Any:
+    """`method` with `factor` times its learning rates; as it is when it has none."""
+    rates = {name: getattr(method, name) * factor for name in ("lr", "lr_low_rank") if hasattr(method, name)}
+    return replace(method, **rates) if rates else method
+
+
+def edited(encoder: Encoder, result: EditResult) -> Encoder:
+    """A copy of `encoder` with a method's Delta or a rival's whole tensors."""
+    values = parameter_values(encoder, "float32")
+    tensors = result.patch.tensors if result.patch is not None else ()
+    return with_values(encoder, {**values, **{t.name: apply_delta(values[t.name], t) for t in tensors}, **result.values})
 
 
 def mirrored(shots: Shots) -> Shots:
@@ -121,49 +128,6 @@ def mirrored(shots: Shots) -> Shots:
     return make_shots(paths, shots.labels[rows], shots.classes, [f"mirrored-{r}" for r in rows])
 
 
-def dense(only: str = "", alpha: float | None = None) -> Callable[[Bench, float, int], Outcome]:
-    """Fine-tuning of all parameters or of those whose name contains `only`; `alpha` interpolates with the base."""
-
-    def run(of: Bench, lr: float, seed: int) -> Outcome:
-        made = rivals.dense(of.encoder, _data(of), of.reader, lr, seed, only=only)
-        if alpha is not None:
-            made = rivals.interpolated(of.encoder, made, alpha)
-        return Outcome(made.encoder, of.reader, made.size)
-
-    return run
-
-
-def lora(of: Bench, lr: float, seed: int) -> Outcome:
-    """PEFT's LoRA."""
-    made = rivals.lora(of.encoder, _data(of), of.reader, lr, seed)
-    return Outcome(made.encoder, of.reader, made.size)
-
-
-def refit(of: Bench, _lr: float, _seed: int, *, base: bool = True) -> Outcome:
-    """The reader fitted again on shots, with the stored labelled base features or without; the encoder stays."""
-    rows = features(of.encoder, load_pixels(of.data.shots, of.encoder.preprocess))
-    labels = of.data.shots.labels
-    if base:
-        rows, labels = np.concatenate([of.train, rows]), np.concatenate([of.data.reader_train.labels, labels])
-    reader = fit_linear(rows, labels, of.data.shots.classes)
-    return Outcome(None, reader, 4 * (reader.weight.size + reader.bias.size + 2 * reader.mean.size))
-
-
-def refit_shots(of: Bench, lr: float, seed: int) -> Outcome:
-    """The reader fitted on the shots alone."""
-    return refit(of, lr, seed, base=False)
-
-
-def nothing(of: Bench, _lr: float, _seed: int) -> Outcome:
-    """No edit."""
-    return Outcome(None, of.reader, 0)
-
-
-def _data(of: Bench) -> rivals.Data:
-    shots, control = (torch.from_numpy(load_pixels(s, of.encoder.preprocess)) for s in (of.data.shots, of.data.control))
-    return rivals.Data(shots, torch.from_numpy(reader_labels(of.data.shots, of.reader)), control)
-
-
 def measure(of: Bench, run: Callable[[Bench, float, int], Outcome], lr: float, seed: int) -> dict[str, Any]:
     """Run a method and judge it on every held-out set against the base with the base's reader."""
     start = time.perf_counter()
@@ -172,7 +136,7 @@ def measure(of: Bench, run: Callable[[Bench, float, int], Outcome], lr: float, s
     cell: dict[str, Any] = {"lr": lr, "seconds": round(seconds, 1), "bytes": made.size}
     for name, shots in of.held.items():
         own = of.unrelated if name == "unrelated" else of.reader
-        after = of.base[name] if made.encoder is None else features(made.encoder, of.pixels[name])
+        after = features(made.encoder, of.pixels[name])
         logits = own.logits_numpy(of.base[name]), (own if name == "unrelated" else made.reader).logits_numpy(after)
         row = judge(name, shots, reader_labels(shots, own), own, *logits)
         cell[name] = {

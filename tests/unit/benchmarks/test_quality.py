@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
 
 import edit_quality
+import quality_cells
 import quality_report
 import quality_sets
-import rivals
 
 from edgeedit.catalog import load_recipe
 from edgeedit.delta import LowRankPart, SparsePart, TensorDelta
 from edgeedit.digest import digest_file
 from edgeedit.edit.cost import delta_bytes, entropy_bits, position_bits
 from edgeedit.edit.evaluate import features
+from edgeedit.edit.methods.full import LayerNorm
+from edgeedit.edit.methods.lora import Lora
+from edgeedit.edit.methods.no_edit import NoEdit
+from edgeedit.edit.methods.refit import RefitBaseShots
 from edgeedit.edit.readers import fit_linear
+from edgeedit.edit.shots import Shots, load_pixels, make_shots
 from edgeedit.encoder.load import random_encoder
 
 
@@ -88,21 +95,41 @@ def test_no_picture_is_on_both_sides(name: str, tmp_path: Path, monkeypatch: pyt
     assert not chosen_on & {p.name for p in (*data.target_heldout.paths, *data.control_heldout.paths)}
 
 
-def test_rivals_train_and_merge() -> None:
+def test_an_outcome_holds_what_the_rival_changed_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quality_cells, "FOLDER", tmp_path / "made")
     tiny = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 28, "patch_size": 7}
     encoder = random_encoder(load_recipe("dinov2"), tiny, seed=1)
-    pixels = torch.randn(20, 3, 28, 28, generator=torch.Generator().manual_seed(0))
-    labels = torch.arange(20) % 2
-    reader = fit_linear(features(encoder, pixels.numpy()), labels.numpy(), ("a", "b"))
-    data = rivals.Data(pixels, 1 - labels, pixels[:16])
-    before = {n: p.detach().clone() for n, p in encoder.parameters_by_name().items()}
-    for made, touched in (
-        (rivals.lora(encoder, data, reader, 1e-2, 0, steps=3), set(encoder.editable())),
-        (rivals.dense(encoder, data, reader, 1e-3, 0, steps=3, only="norm"), {n for n in before if "norm" in n}),
+    rng = np.random.default_rng(0)
+    for number in range(36):
+        Image.fromarray(rng.integers(0, 256, (28, 28, 3), np.uint8)).save(tmp_path / f"{number}.png")
+    paths = [tmp_path / f"{number}.png" for number in range(36)]
+
+    def shots(first: int, last: int) -> Shots:
+        labels = np.arange(last - first) % 2
+        return make_shots(paths[first:last], labels, ("a", "b"), [str(n) for n in range(first, last)])
+
+    train, few, control = shots(0, 12), shots(12, 20), shots(20, 36)
+    reader = fit_linear(features(encoder, load_pixels(train, encoder.preprocess)), train.labels, train.classes)
+    data = SimpleNamespace(shots=few, control=control, reader_train=train)
+    of: Any = SimpleNamespace(data=data, encoder=encoder, reader=reader)
+    before = encoder.parameters_by_name()
+    for method, touched in (
+        (LayerNorm(steps=2, batch=4), {n for n in before if "norm" in n}),
+        (Lora(steps=2, batch=4), None),
+        (NoEdit(), set()),
     ):
-        after = made.encoder.parameters_by_name()
-        assert {n for n in before if not torch.equal(before[n], after[n])} == touched
-    half = rivals.interpolated(encoder, made, 0.5).encoder.parameters_by_name()
-    name = next(iter(touched))
-    assert torch.allclose(half[name] - before[name], 0.5 * (after[name] - before[name]), atol=1e-7)
-    assert all(torch.equal(before[n], p) for n, p in encoder.parameters_by_name().items()), "the given encoder was changed"
+        made = quality_cells.packaged(method)(of, 1.0, 0)
+        changed = {n for n, p in made.encoder.parameters_by_name().items() if not torch.equal(before[n], p)}
+        assert changed == touched if touched is not None else set(encoder.editable()) <= changed
+    assert made.size == 0 and made.reader is reader
+    refitted = quality_cells.packaged(RefitBaseShots())(of, 1.0, 0)
+    rows = features(encoder, np.concatenate([load_pixels(s, encoder.preprocess) for s in (train, few)]))
+    again = fit_linear(rows, np.concatenate([train.labels, few.labels]), reader.classes)
+    assert np.allclose(refitted.reader.weight, again.weight, atol=1e-5) and not np.allclose(
+        refitted.reader.weight, reader.weight, atol=1e-5
+    )
+
+
+def test_scaling_touches_learning_rates_only() -> None:
+    assert quality_cells.scaled(Lora(lr_low_rank=1e-3), 3.0) == Lora(lr=Lora().lr * 3.0, lr_low_rank=1e-3 * 3.0)
+    assert quality_cells.scaled(NoEdit(), 3.0) == NoEdit()
