@@ -3,7 +3,8 @@
 Measured ground: with prepacking off, EXTENDED optimisation and constant folding disabled, `add_initializer` aliases the
 caller's buffer.  No documentation promises it, so the start proves it: ONNX Runtime must report every patchable tensor as
 used, and when a tensor is perturbed the output must move, and return bit for bit.  A session that fails is refused (exit 6).
-Does not lock: the Runtime calls `run` and a commit under its frame lock.
+Where the system can, a swap exchanges whole pages under the buffers (`exchange`), which is proven at the start too; elsewhere it
+writes into them.  Does not lock: the Runtime calls `run` and a commit under its frame lock.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 
 from edgeedit.bundle import Bundle
 from edgeedit.codec.apply import copy_tensors
+from edgeedit.device.engines.exchange import Twin, supported
 from edgeedit.device.engines.ort_session import (
     VERSION_HINT,
     SessionPlan,
@@ -28,8 +30,8 @@ from edgeedit.device.engines.ort_session import (
     used_initialisers,
 )
 from edgeedit.device.engines.protocol import Commit
-from edgeedit.device.prepare import probe_inputs
-from edgeedit.errors import RefusedError
+from edgeedit.device.prepare import RESERVE, available_memory, probe_inputs
+from edgeedit.errors import IntegrityError, RefusedError
 
 Array = np.ndarray[Any, Any]
 PERTURBATION = 0.5  # size of the liveness probe's noise, as a share of the tensor's root mean square
@@ -46,10 +48,14 @@ class OrtEngine:
         ort = load_ort()
         plan = plan or SessionPlan(bundle.provider, threads)
         self._editable = sorted(t.name for t in bundle.tensor_map.tensors if t.editable)
-        # Editable tensors get private memory that is already paged in, so that the first swap takes no page faults.
-        self.weights: dict[str, Array] = {n: (np.array(a, order="C") if n in self._editable else a) for n, a in weights.items()}
         self._failures = failures(ort)
         self._device = bundle.memory != "host"
+        # Pages of this process's memory can be exchanged; those of a GPU cannot.
+        self._twins = {n: Twin(weights[n]) for n in self._editable} if not self._device and supported() else {}
+        # Private memory that is paged in: ONNX Runtime keeps the address, and the first swap takes no page faults.
+        self._staged = 0
+        private = {n: self._twins[n].live if self._twins else np.array(weights[n], order="C") for n in self._editable}
+        self.weights: dict[str, Array] = {**weights, **private}
         self._values = {name: self._value(ort, bundle.memory, name) for name in self.weights}
         self.audited = self._audit(used_initialisers(ort, bundle, plan, self._values))
         options = session_options(ort, plan)
@@ -87,8 +93,9 @@ class OrtEngine:
 
     def describe(self) -> str:
         """One line for `doctor`."""
+        how = "by exchange of pages" if self._twins else "by writing"
         return (
-            f"{len(self._editable)} patchable tensors written in place: {len(self.proven)} proven live, "
+            f"{len(self._editable)} patchable tensors changed in place {how}: {len(self.proven)} proven live, "
             f"{'all reported as used by ONNX Runtime' if self.audited else 'ONNX Runtime does not report which it uses'}"
         )
 
@@ -97,7 +104,34 @@ class OrtEngine:
         self.stage(new)()
 
     def stage(self, new: Mapping[str, Array]) -> Commit:
-        """Find the changed elements; the commit writes only these where they are few, whole tensors otherwise."""
+        """Write the successors beside the live tensors where memory allows; the commit exchanges their pages.  Else find the
+        changed elements; the commit writes only these where they are few, whole tensors otherwise.  Raises IntegrityError."""
+        for name, array in new.items():
+            live = self.weights.get(name)
+            if live is None or name not in self._editable or live.shape != array.shape or live.dtype != array.dtype:
+                raise IntegrityError(f"cannot swap {name}: expected a patchable tensor of the bundle, got {array.dtype} {array.shape}")
+        twins = [self._twins[name] for name in new] if self._twins else []
+        if twins and _room(sum(twin.next.nbytes for twin in twins if not twin.filled)):
+            return self._stage_exchange(twins, list(new.values()))
+        return self._stage_writes(new)
+
+    def _stage_exchange(self, twins: list[Twin], arrays: list[Array]) -> Commit:
+        self._staged += 1
+        ticket = self._staged
+        for twin, array in zip(twins, arrays, strict=True):
+            twin.fill(array)
+
+        def commit() -> None:
+            # A later staging has written over this one; a second exchange would bring the former values back.
+            if ticket != self._staged:
+                raise RefusedError("staged weights are gone: expected the last staging, got an older one or a second commit")
+            self._staged += 1
+            for twin in twins:
+                twin.exchange()
+
+        return commit
+
+    def _stage_writes(self, new: Mapping[str, Array]) -> Commit:
         writes: list[tuple[Array, Array, Array]] = []
         dense: list[tuple[Array, Array]] = []
         for name, array in new.items():
@@ -130,6 +164,7 @@ class OrtEngine:
         for name in self._editable:
             kinds.setdefault(re.sub(r"\d+", "#", name), []).append(name)
         first = [members[0] for members in kinds.values()]
+        self._prove_exchange(first[0], probe, before)
         proven, start = [], time.monotonic()
         for name in first + [n for n in self._editable if n not in first]:
             # Tensors of one kind feed the same kernel; on a slow device one of each kind has to do, beside the audit.
@@ -141,14 +176,24 @@ class OrtEngine:
             raise RefusedError("session does not return to its output after the liveness probe", hint=VERSION_HINT)
         self.proven = tuple(proven)
 
+    def _prove_exchange(self, name: str, probe: Array, before: Array) -> None:
+        """Exchanged pages must be what the session reads; where they are not, values are written from now on."""
+        twin = self._twins.get(name)
+        if twin is None:
+            return
+        twin.fill(_perturbed(twin.live))
+        twin.exchange()
+        moved = self.run(probe)
+        twin.exchange()
+        if np.array_equal(moved, before) or not np.array_equal(self.run(probe), before):
+            self._twins = {}
+        twin.release()
+
     def _prove_one(self, name: str, probe: Array, before: Array) -> None:
         buffer = self.weights[name]
         kept = buffer.copy()
-        # Noise and not a constant: behind a normalisation the inputs of a matrix sum to zero, which hides a constant.
-        size = np.float32(PERTURBATION * (float(np.sqrt(np.mean(np.square(kept, dtype=np.float32)))) or 1.0))
-        noise = size * np.random.default_rng(0).standard_normal(buffer.shape, np.float32)
         try:
-            buffer += noise.astype(buffer.dtype)
+            buffer[...] = _perturbed(kept)
             self._upload([name])
             moved = self.run(probe)
         finally:
@@ -158,6 +203,19 @@ class OrtEngine:
             raise RefusedError(f"session does not see {name}: a patch would change nothing", hint=VERSION_HINT)
         if not np.isfinite(moved).all():
             raise RefusedError(f"session's output is not finite when {name} moves: cannot prove that it is live", hint=VERSION_HINT)
+
+
+def _perturbed(array: Array) -> Array:
+    """The array with noise, and not a constant, added: behind a normalisation the inputs of a matrix sum to zero, which hides one."""
+    size = np.float32(PERTURBATION * (float(np.sqrt(np.mean(np.square(array, dtype=np.float32)))) or 1.0))
+    noise: Array = size * np.random.default_rng(0).standard_normal(array.shape, np.float32)
+    moved: Array = array + noise.astype(array.dtype)
+    return moved
+
+
+def _room(nbytes: int) -> bool:
+    free = available_memory()
+    return free is None or free >= nbytes + RESERVE
 
 
 def _changed(live: Array, new: Array) -> Array | None:

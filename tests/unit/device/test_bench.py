@@ -46,7 +46,7 @@ def test_too_few_frames_are_refused(store: Path) -> None:
 
 def test_doctor_says_which_tensors_can_be_changed(store: Path) -> None:
     checks = {check.name: check for check in doctor.examine(store)}
-    assert "2 patchable tensors written in place: 2 proven live, all reported" in checks["engine"].text
+    assert "2 patchable tensors changed in place by exchange of pages: 2 proven live, all reported" in checks["engine"].text
     assert checks["engine"].level == "OK"
 
 
