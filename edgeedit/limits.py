@@ -26,3 +26,17 @@ MAX_TRIAL_ATTEMPTS = 3  # starts of an unproven generation before it is reverted
 MAX_BUNDLE_JSON_BYTES = 16 * 1024 * 1024  # bytes of bundle.json
 MAX_JSON_DEPTH = 32  # nesting of the manifest
 MAX_IMAGE_PIXELS = 64 * 1024 * 1024  # pixels of one input image
+# Over the air
+MAX_OTA_NAME_BYTES = 128  # bytes of a device id, site, profile, release, stage or label
+MAX_OTA_TEXT_BYTES = 1024  # bytes (UTF-8) of a free text in a rollout or receipt
+MAX_ROLLOUT_BYTES = 256 * 1024  # bytes of one rollout document
+MAX_RECEIPT_BYTES = 8 * 1024  # bytes of one signed receipt
+MAX_STAGES = 32  # stages of one rollout
+MAX_STAGE_IDS = 4096  # device ids named by one stage
+MAX_WINDOWS = 64  # maintenance windows of one rollout
+MAX_ROLLOUTS = 256  # rollout documents of one site that a device looks at
+MAX_ROOT_BYTES = 64 * 1024  # bytes of one root metadata file
+MAX_TIMESTAMP_BYTES = 16 * 1024  # bytes of timestamp metadata
+MAX_SNAPSHOT_BYTES = 2_000_000  # bytes of snapshot metadata
+MAX_TARGETS_BYTES = 5_000_000  # bytes of targets metadata of one role
+MAX_ROOT_ROTATIONS = 256  # root versions walked in one poll

@@ -23,8 +23,8 @@ from edgeedit.limits import (
     MAX_TENSOR_ELEMENTS,
     MAX_TENSORS,
 )
-from edgeedit.patch.strict_json import parse
 from edgeedit.rounding import check_scale
+from edgeedit.strict_json import parse
 
 _HINT = "get the patch again from whoever made it"
 _DIGEST = re.compile(r"[0-9a-f]{64}")

@@ -23,7 +23,7 @@ from edgeedit.limits import MAX_MANIFEST_BYTES, MAX_PATCH_BYTES, MAX_SIGNATURES
 from edgeedit.patch.header import FIXED, HEADER_BYTES, MAGIC, SLOT, VERSION, signed_message
 from edgeedit.patch.keys import public_half
 from edgeedit.patch.read import read_unverified
-from edgeedit.patch.strict_json import encode, without_floats
+from edgeedit.strict_json import encode, without_floats
 
 Array = np.ndarray[Any, Any]
 _ZLIB_LEVEL = 9

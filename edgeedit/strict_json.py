@@ -1,7 +1,8 @@
-"""The JSON of a manifest (FORMAT 3): no floats, no duplicate keys, bounded nesting and integers.
+"""The JSON of everything that is signed (manifests, FORMAT 3; rollouts; receipts): no floats, no duplicate keys, bounded nesting
+and integers.
 
 Guarantees: `parse` raises IntegrityError for everything FORMAT 3 refuses and nothing else escapes from it; `encode`
-always gives the same bytes for the same value.  Does not know which fields a manifest has.
+always gives the same bytes for the same value.  Does not know which fields a document has.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ import numpy as np
 from edgeedit.errors import InputError, IntegrityError
 from edgeedit.limits import MAX_JSON_DEPTH
 
-_HINT = "get the patch again from whoever made it"
+_HINT = "get it again from whoever made it"
 _INT64 = range(-(2**63), 2**63)
 _INT64_CHARS = 20  # longest decimal text of an int64
 
 
-def parse(data: bytes) -> dict[str, Any]:
-    """The outermost object; raises IntegrityError when the bytes break a rule of FORMAT 3."""
-    _check_depth(data)
+def parse(data: bytes, what: str = "manifest") -> dict[str, Any]:
+    """The outermost object; raises IntegrityError that names `what` when the bytes break a rule of FORMAT 3."""
+    _check_depth(data, what)
     try:
         value = json.loads(
             data.decode("utf-8"),
@@ -33,9 +34,9 @@ def parse(data: bytes) -> dict[str, Any]:
         )
         json.dumps(value, ensure_ascii=False).encode("utf-8")  # a lone surrogate cannot be encoded
     except (ValueError, RecursionError) as error:
-        raise IntegrityError(f"manifest is not JSON: got {error}", hint=_HINT) from error
+        raise IntegrityError(f"{what} is not JSON: got {error}", hint=_HINT) from error
     if not isinstance(value, dict):
-        raise IntegrityError(f"manifest is wrong: expected an object, got {type(value).__name__}", hint=_HINT)
+        raise IntegrityError(f"{what} is wrong: expected an object, got {type(value).__name__}", hint=_HINT)
     return value
 
 
@@ -66,7 +67,7 @@ def without_floats(value: Any) -> Any:
     raise InputError(f"provenance is not JSON: got a value of type {type(value).__name__}")
 
 
-def _check_depth(data: bytes) -> None:
+def _check_depth(data: bytes, what: str) -> None:
     """Refuse deep nesting before the recursive parser sees it.  Linear: drop escapes, then every second piece between
     quotes lies outside strings.  Up to the first syntax error, where the parser stops, the count is exact."""
     outside = b"".join(data.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2])
@@ -75,7 +76,7 @@ def _check_depth(data: bytes) -> None:
     closed = (marks == ord("]")) | (marks == ord("}"))
     depth = np.cumsum(opened.astype(np.int8) - closed.astype(np.int8), dtype=np.int32)
     if depth.size and int(depth.max()) > MAX_JSON_DEPTH:
-        raise IntegrityError(f"manifest nests too deep: expected at most {MAX_JSON_DEPTH}, got {int(depth.max())}", hint=_HINT)
+        raise IntegrityError(f"{what} nests too deep: expected at most {MAX_JSON_DEPTH}, got {int(depth.max())}", hint=_HINT)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
