@@ -1,4 +1,4 @@
-"""The store's database: schema, connections and the rows that a `Store` reads and writes.
+"""The store's database: connections and the rows that a `Store` reads and writes.
 
 Guarantees: every connection is WAL with synchronous=FULL; a transaction is whole or absent; whatever SQLite says becomes a
 RefusedError (disk, permissions, lock) or an IntegrityError (the file is damaged).  Decides nothing about patches.
@@ -13,26 +13,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeedit.errors import InputError, IntegrityError, MismatchError, RefusedError
+from edgeedit.device.schema import SCHEMA_VERSION, bring_up_to_date, version_of
+from edgeedit.errors import InputError, IntegrityError, RefusedError
+from edgeedit.limits import MAX_RECEIPTS
 
-SCHEMA_VERSION = 1  # PRAGMA user_version of a store that this code understands
 _BUSY_SECONDS = 10.0
-_SCHEMA = f"""
-CREATE TABLE generation (
-  id INTEGER PRIMARY KEY, parent INTEGER, patch TEXT NOT NULL, result TEXT NOT NULL, state TEXT NOT NULL,
-  attempts INTEGER NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '', owner TEXT NOT NULL DEFAULT '',
-  claimed REAL NOT NULL DEFAULT 0);
-CREATE TABLE head (one INTEGER PRIMARY KEY CHECK (one = 1), generation INTEGER NOT NULL);
-CREATE TABLE history (number INTEGER PRIMARY KEY AUTOINCREMENT, time TEXT NOT NULL, generation INTEGER NOT NULL,
-  event TEXT NOT NULL, reason TEXT NOT NULL);
-PRAGMA user_version = {SCHEMA_VERSION};
-"""
-_FIELDS = "id, parent, patch, result, state, attempts, reason"
+_FIELDS = "id, parent, patch, result, state, attempts, reason, release, sequence"
 
 
 @dataclass(frozen=True)
 class Generation:
-    """Base + ordered patches.  `state` is base, staged, trying, confirmed or reverted; `result` its fingerprint."""
+    """Base + ordered patches.  `state` is base, staged, trying, confirmed, reverted or withdrawn; `result` its fingerprint;
+    `release` and `sequence` say by which order it came over the air, "" and 0 when it was given by hand."""
 
     id: int
     parent: int | None
@@ -41,6 +33,8 @@ class Generation:
     state: str
     attempts: int
     reason: str
+    release: str = ""
+    sequence: int = 0
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -80,25 +74,33 @@ def _translated() -> Iterator[None]:
         raise IntegrityError(f"store is damaged: {error}", hint="provision the device again") from error
 
 
-def create_database(path: Path, fingerprint: str) -> None:
-    """A new database whose head is generation 0, the base of `fingerprint`."""
+def create_database(path: Path, fingerprint: str, device: str = "") -> None:
+    """A new database whose head is generation 0, the base of `fingerprint`; `device` "" draws a name."""
     connection = connect(path)
     try:
         with _translated():
-            connection.executescript(_SCHEMA)
+            bring_up_to_date(connection, device)
+            connection.execute("BEGIN IMMEDIATE")
             connection.execute("INSERT INTO generation (id, parent, patch, result, state) VALUES (0, NULL, '', ?, 'base')", (fingerprint,))
             connection.execute("INSERT INTO head VALUES (1, 0)")
             record_event(connection, 0, "provisioned", "")
+            connection.execute("COMMIT")
     finally:
         connection.close()
 
 
 def check_schema(path: Path) -> None:
-    """Raise MismatchError (exit 4) when another version of edgeedit made the database."""
+    """Bring an older database up to date; raise MismatchError (exit 4) when a later edgeedit made it."""
     with transaction(path, write=False) as db:
-        version = int(db.execute("PRAGMA user_version").fetchone()[0])
-    if version != SCHEMA_VERSION:
-        raise MismatchError(f"store is of another version: expected {SCHEMA_VERSION}, got {version}", hint="upgrade edgeedit here")
+        version = version_of(db)
+    if version == SCHEMA_VERSION:
+        return
+    connection = connect(path)
+    try:
+        with _translated():
+            bring_up_to_date(connection)
+    finally:
+        connection.close()
 
 
 def read_generation(db: sqlite3.Connection, number: int) -> Generation:
@@ -130,27 +132,49 @@ def read_chain(db: sqlite3.Connection, number: int) -> tuple[Generation, ...]:
     return tuple(reversed(found))
 
 
-def add_trial(db: sqlite3.Connection, parent: Generation, patch: str, result: str) -> Generation:
-    """A new staged generation on `parent`; its number was never used before."""
+def add_trial(db: sqlite3.Connection, parent: Generation, patch: str, result: str, order: tuple[str, int] = ("", 0)) -> Generation:
+    """A new staged generation on `parent`; its number was never used before.  `order` is release and sequence."""
     number = int(db.execute("SELECT MAX(id) + 1 FROM generation").fetchone()[0])
-    row = (number, parent.id, patch, result)
-    db.execute("INSERT INTO generation (id, parent, patch, result, state) VALUES (?, ?, ?, ?, 'staged')", row)
+    row = (number, parent.id, patch, result, *order)
+    db.execute("INSERT INTO generation (id, parent, patch, result, state, release, sequence) VALUES (?, ?, ?, ?, 'staged', ?, ?)", row)
     record_event(db, number, "staged", "")
+    add_receipt(db, number, "staged", "")
     return read_generation(db, number)
 
 
 def set_state(db: sqlite3.Connection, number: int, state: str, reason: str) -> None:
-    """Change a generation's state and record it; nobody holds it afterwards."""
+    """Change a generation's state and record it, with its receipt; nobody holds it afterwards."""
     db.execute("UPDATE generation SET state = ?, reason = ?, owner = '' WHERE id = ?", (state, reason, number))
     record_event(db, number, state, reason)
+    add_receipt(db, number, state, reason)
 
 
 def move_head(db: sqlite3.Connection, number: int) -> None:
-    """Point the head elsewhere; a trial that was made for the former head ends, as it fits no longer."""
+    """Point the head elsewhere and remember what ran; a trial that was made for the former head ends, as it fits no longer."""
+    db.execute("INSERT INTO former (generation) SELECT generation FROM head")
     db.execute("UPDATE head SET generation = ?", (number,))
     trial = read_trial(db)
     if trial is not None and trial.parent != number:
         set_state(db, trial.id, "reverted", "the generation it was made for was left")
+
+
+def add_receipt(db: sqlite3.Connection, number: int, state: str, reason: str) -> None:
+    """Queue the receipt of a transition in the transaction that makes it; what was given by hand has no receipt."""
+    row = read_generation(db, number)
+    if row.release:
+        queue_receipt(db, row.release, state, row.patch, number, reason)
+
+
+def queue_receipt(db: sqlite3.Connection, release: str, state: str, patch: str, number: int, reason: str) -> None:
+    """Queue one receipt; its number is the device's receipt sequence and never comes back.  The oldest go above MAX_RECEIPTS."""
+    row = (release, state, patch, number, reason, max(0, int(time.time())))
+    db.execute("INSERT INTO receipt (release, state, patch, generation, reason, time) VALUES (?, ?, ?, ?, ?, ?)", row)
+    db.execute("DELETE FROM receipt WHERE id <= (SELECT MAX(id) FROM receipt) - ?", (MAX_RECEIPTS,))
+
+
+def read_device(db: sqlite3.Connection) -> str:
+    """The device's name in rollouts and receipts."""
+    return str(db.execute("SELECT name FROM device").fetchone()[0])
 
 
 def record_event(db: sqlite3.Connection, number: int, event: str, reason: str) -> None:

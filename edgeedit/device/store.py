@@ -3,10 +3,11 @@
     base/           the copied Bundle, never changed
     objects/        patch files by SHA-256, written once
     trust/          public keys that may sign patches
-    state.sqlite    generations, trials, history (WAL, synchronous=FULL on every connection)
+    state.sqlite    generations, trials, history, floors, receipts (WAL, synchronous=FULL on every connection)
 
 Guarantees: a refused patch changes no byte of the store; a generation's number never comes back; there is exactly one head
-and at most one trial, which is made for that head; an attempt is durable before any weight is loaded.  Holds no model.
+and at most one trial, which is made for that head; an attempt is durable before any weight is loaded; a receipt is queued in the
+transaction of what it tells.  Holds no model.
 """
 
 from __future__ import annotations
@@ -23,8 +24,11 @@ from typing import Any
 
 from edgeedit.bundle import BUNDLE_FILE, MODEL_FILE, PROBES_FILE, WEIGHTS_FILE, Bundle, load_bundle, verify_bundle
 from edgeedit.device import state
+from edgeedit.device.floors import StoreFloors
+from edgeedit.device.garbage import Collected, collect
 from edgeedit.device.owner import is_gone, uptime
 from edgeedit.device.prepare import probe_inputs
+from edgeedit.device.receipts import StoreReceipts
 from edgeedit.device.state import Generation
 from edgeedit.errors import EdgeEditError, InputError, IntegrityError, MismatchError, RefusedError
 from edgeedit.files import copy_file, fsync_dir, replace_file
@@ -44,9 +48,11 @@ class Store:
         self.path, self.bundle, self.trust = path, bundle, trust
 
     @classmethod
-    def create(cls, path: Path, bundle: Path, trust: Sequence[Path]) -> Store:
-        """Provision: copy the Bundle and the keys and verify the copy.  Raises InputError when the store exists or no key is
-        given, IntegrityError when the Bundle was changed, RefusedError when the disk refuses; there is then no store."""
+    def create(cls, path: Path, bundle: Path, trust: Sequence[Path], *, device: str = "") -> Store:
+        """Provision: copy the Bundle and the keys and verify the copy; `device` is the camera's name in the fleet, "" draws one.
+
+        Raises InputError when the store exists or no key is given, IntegrityError when the Bundle was changed, RefusedError when
+        the disk refuses; there is then no store."""
         if path.exists():
             raise InputError(f"store exists already: expected a new folder, got {path}", hint="choose another folder")
         if not load_trust(list(trust)):
@@ -54,7 +60,7 @@ class Store:
         source = load_bundle(bundle)
         temp = path.with_name(f".{path.name}.{os.getpid()}.new")
         try:
-            _fill(temp, source, trust)
+            _fill(temp, source, trust, device)
             temp.rename(path)
             fsync_dir(path.parent)
         except OSError as error:
@@ -91,6 +97,22 @@ class Store:
 
     def _write(self) -> AbstractContextManager[sqlite3.Connection]:
         return state.transaction(self.path / DATABASE, write=True)
+
+    @property
+    def device(self) -> str:
+        """The camera's name in rollouts and receipts."""
+        with self._read() as db:
+            return state.read_device(db)
+
+    @property
+    def floors(self) -> StoreFloors:
+        """Numbers that never fall."""
+        return StoreFloors(self.path / DATABASE)
+
+    @property
+    def receipts(self) -> StoreReceipts:
+        """What waits to be told to the fleet's server."""
+        return StoreReceipts(self.path / DATABASE)
 
     def generation(self, number: int) -> Generation:
         """One generation; raises InputError when there is none."""
@@ -140,11 +162,11 @@ class Store:
     def _object(self, digest: str) -> Path:
         return self.path / OBJECTS / f"{digest}.eep"
 
-    def stage(self, data: bytes) -> Generation:
+    def stage(self, data: bytes, *, release: str = "", sequence: int = 0) -> Generation:
         """Verify a patch file's bytes against trust, base, head and chain, and keep it as the trial.
 
-        A patch that is the trial or runs already is returned unchanged.  Raises IntegrityError (5), MismatchError (4) or
-        RefusedError (6); the store is then unchanged."""
+        `release` and `sequence` are those of the order by which it came, if any.  A patch that is the trial or runs already is
+        returned unchanged.  Raises IntegrityError (5), MismatchError (4) or RefusedError (6); the store is then unchanged."""
         patch = read_unverified(data).verify(self.trust)
         head, trial = self.current()
         chain = self.chain(head.id)
@@ -152,35 +174,41 @@ class Store:
         if known is not None:
             return known
         self._check_fit(patch.manifest, head)
+        self._check_withdrawn(patch.digest, sequence)
         if trial is not None:
             raise RefusedError(
                 f"another patch is on trial: generation {trial.id} is {trial.state}", hint="wait until it is confirmed or reverted"
             )
         if len(chain) >= MAX_CHAIN:
             raise RefusedError(f"chain is full: expected at most {MAX_CHAIN} patches", hint="squash the chain on the server")
-        return self._keep(patch, head)
+        return self._keep(patch, head, (release, sequence))
 
-    def _keep(self, patch: Patch, head: Generation) -> Generation:
+    def _keep(self, patch: Patch, head: Generation, order: tuple[str, int]) -> Generation:
         target = self._object(patch.digest)
         replace_file(target, patch.data)
         try:
             with self._write() as db:
-                if state.read_head(db) != head or state.read_trial(db) is not None:
+                if state.read_head(db) != head or state.read_trial(db) is not None or not target.is_file():
                     raise RefusedError("store changed while the patch was checked", hint="stage it again")
-                return state.add_trial(db, head, patch.digest, patch.manifest.result)
+                return state.add_trial(db, head, patch.digest, patch.manifest.result, order)
         except (RefusedError, IntegrityError):
-            if not self._known(patch.digest):
-                # An object that nobody names is harmless; the first error is what must be told.
-                with contextlib.suppress(OSError):
+            # An object that nobody names is harmless and goes at the next collection; the first error is what must be told.
+            with contextlib.suppress(EdgeEditError, OSError), self._write() as db:
+                if db.execute("SELECT 1 FROM generation WHERE patch = ?", (patch.digest,)).fetchone() is None:
                     target.unlink(missing_ok=True)
             raise
 
-    def _known(self, digest: str) -> bool:
-        try:
-            with self._read() as db:
-                return db.execute("SELECT 1 FROM generation WHERE patch = ?", (digest,)).fetchone() is not None
-        except EdgeEditError:
-            return True  # cannot tell: keep the object, it is harmless
+    def collect(self) -> Collected:
+        """Remove what no kept generation names; may be interrupted anywhere.  Raises RefusedError when the disk refuses."""
+        return collect(self.path / DATABASE, self.path / OBJECTS)
+
+    def _check_withdrawn(self, digest: str, sequence: int) -> None:
+        with self._read() as db:
+            row = db.execute("SELECT sequence FROM withdrawn WHERE patch = ?", (digest,)).fetchone()
+        if row is not None and row[0] >= sequence:
+            raise MismatchError(
+                f"patch was withdrawn: expected an order after number {row[0]}, got {sequence}", hint="release it again, or make another"
+            )
 
     def _check_fit(self, manifest: Manifest, head: Generation) -> None:
         bundle, probe = self.bundle, manifest.probe
@@ -265,8 +293,32 @@ class Store:
             if head.parent is None:
                 raise MismatchError("nothing to roll back: expected a patched generation, got the base", hint="see `edgeedit status`")
             state.record_event(db, head.parent, "rolled back", f"from generation {head.id}")
+            state.add_receipt(db, head.id, "reverted", "rolled back by hand")
             state.move_head(db, head.parent)
             return state.read_generation(db, head.parent)
+
+    def withdraw(self, patch: str, *, to: str = "", sequence: int = 0, reason: str = "") -> Generation:
+        """Leave the patch of digest `patch` by signed order: the head moves to the generation below it, or to the one of the chain
+        whose result is `to`; the patch is refused from now on unless a later order names it.  Returns the head; repeating changes nothing.
+
+        Raises MismatchError, and changes nothing, when `to` is not below the patch in the chain."""
+        with self._write() as db:
+            db.execute("INSERT OR IGNORE INTO withdrawn VALUES (?, ?)", (patch, sequence))
+            db.execute("UPDATE withdrawn SET sequence = max(sequence, ?) WHERE patch = ?", (sequence, patch))
+            head, trial = state.read_head(db), state.read_trial(db)
+            chain = state.read_chain(db, head.id)
+            at = next((number for number, generation in enumerate(chain) if generation.patch == patch), None)
+            left = [trial] if trial is not None and trial.patch == patch else []
+            if at is not None:
+                below = [state.read_generation(db, 0), *chain[:at]]
+                target = next((g for g in reversed(below) if not to or g.result == to), None)
+                if target is None:
+                    raise MismatchError(f"cannot withdraw: expected a generation {to[:12]} below the patch, got none in this store")
+                left += [generation for generation in reversed(chain) if generation.id > target.id]
+                state.move_head(db, target.id)
+            for generation in left:
+                state.set_state(db, generation.id, "withdrawn", reason)
+            return state.read_head(db)
 
 
 def _holds(db: sqlite3.Connection, number: int, owner: str) -> bool:
@@ -282,7 +334,7 @@ def _already(patch: Patch, head: Generation, trial: Generation | None, chain: Se
     return known[0] if known[0] in (trial, head) or patch.manifest.parent != head.result else None
 
 
-def _fill(folder: Path, source: Bundle, trust: Sequence[Path]) -> None:
+def _fill(folder: Path, source: Bundle, trust: Sequence[Path], device: str) -> None:
     for name in (BASE, OBJECTS, TRUST):
         (folder / name).mkdir(parents=True)
     for name in (MODEL_FILE, WEIGHTS_FILE, PROBES_FILE, BUNDLE_FILE):
@@ -291,6 +343,6 @@ def _fill(folder: Path, source: Bundle, trust: Sequence[Path]) -> None:
     verify_bundle(load_bundle(folder / BASE))
     for number, key in enumerate(p for t in trust for p in (sorted(t.glob("*.pub")) if t.is_dir() else [t])):
         copy_file(key, folder / TRUST / f"{number}-{key.stem}.pub")
-    state.create_database(folder / DATABASE, source.fingerprint)
+    state.create_database(folder / DATABASE, source.fingerprint, device)
     for name in (BASE, OBJECTS, TRUST, "."):
         fsync_dir(folder / name)

@@ -90,11 +90,11 @@ def test_database_that_fills_up_is_refused(world: Any, store: Path, tree: Any, m
     """The object is on disk already when SQLite finds no room: it goes away again."""
     add = state.add_trial
 
-    def crowded(db: sqlite3.Connection, parent: state.Generation, patch: str, result: str) -> state.Generation:
+    def crowded(db: sqlite3.Connection, parent: state.Generation, patch: str, result: str, order: tuple[str, int]) -> state.Generation:
         assert list((store / "objects").iterdir())
         db.execute("PRAGMA max_page_count = 1")  # SQLite takes the present size: not one page more
         state.record_event(db, 0, "padding", "x" * 20_000)
-        return add(db, parent, patch, result)
+        return add(db, parent, patch, result, order)
 
     monkeypatch.setattr(state, "add_trial", crowded)
     error = _refused(store, world.patch(1), RefusedError, tree)
