@@ -21,14 +21,23 @@ from edgeedit.files import read_json, write_json
 from edgeedit.limits import MAX_BUNDLE_JSON_BYTES, MAX_PROBES, MAX_TENSOR_ELEMENTS
 
 Array = np.ndarray[Any, Any]
-DTYPES: Mapping[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
+# Deployed dtypes and the numpy dtype that carries them: bfloat16 as its bits, int8 as the codes of a Q/DQ weight.
+DTYPES: Mapping[str, np.dtype[Any]] = {
+    "float32": np.dtype("<f4"),
+    "float16": np.dtype("<f2"),
+    "bfloat16": np.dtype("<u2"),
+    "int8": np.dtype("i1"),
+}
 MODEL_FILE, WEIGHTS_FILE, PROBES_FILE, BUNDLE_FILE = "model.onnx", "weights.bin", "probes.npy", "bundle.json"
 
 
 @dataclass(frozen=True)
 class MappedTensor:
     """One deployed tensor.  `parameter` is the torch name or "" for a tensor that is no parameter (a folded constant);
-    `transposed` says that the deployed matrix is the parameter's transpose; `editable` that a patch may touch it."""
+    `transposed` says that the deployed matrix is the parameter's transpose; `editable` that a patch may touch it.
+
+    Of an editable int8 tensor `scales` names the deployed float32 tensor that turns codes into weights, weight = scale * code
+    (zero point 0): one element for all, or one for each index of dimension `axis` of the deployed tensor."""
 
     name: str
     parameter: str
@@ -39,6 +48,8 @@ class MappedTensor:
     length: int
     sha256: str
     editable: bool
+    scales: str = ""
+    axis: int = 0
 
     def digest(self) -> TensorDigest:
         """Identity of the tensor for the fingerprint."""
@@ -75,7 +86,8 @@ class Preprocess:
 @dataclass(frozen=True)
 class Bundle:
     """A provisioned model.  `tolerance` is the largest absolute difference (float32 output units) allowed between the
-    torch encoder and this graph on the probes; `precision` is float32 or float16; `source_digest` names the encoder's
+    torch encoder and this graph on the probes; `precision` is a word of DTYPES (in an int8
+    Bundle scales and biases stay float32); `source_digest` names the encoder's
     weights, `graph_digest` the ONNX file, `fingerprint` all deployed tensors; `source` is where the server loads the encoder
     from (a device ignores it).
 

@@ -18,12 +18,18 @@ import numpy as np
 
 @dataclass(frozen=True)
 class TensorDigest:
-    """Identity of one deployed tensor: name, dtype word (`float32`, `float16`), shape, SHA-256 of its C-order bytes."""
+    """Identity of one deployed tensor: name, dtype word (see `dtype_word`), shape, SHA-256 of its C-order bytes."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     sha256: str
+
+
+def dtype_word(dtype: np.dtype[Any]) -> str:
+    """The word of a deployed dtype: float32, float16, int8; bfloat16 for uint16, because numpy has no bfloat16 and its
+    16 bits are carried as they are (no deployed weight is an unsigned integer)."""
+    return "bfloat16" if dtype.name == "uint16" else str(dtype.name)
 
 
 def digest_bytes(data: bytes | memoryview) -> str:
@@ -48,7 +54,7 @@ def digest_file(path: Path) -> str:
 
 def tensor_digest(name: str, array: np.ndarray[Any, Any]) -> TensorDigest:
     """The identity of one tensor."""
-    return TensorDigest(name, array.dtype.name, tuple(array.shape), digest_array(array))
+    return TensorDigest(name, dtype_word(array.dtype), tuple(array.shape), digest_array(array))
 
 
 def fingerprint(tensors: Iterable[TensorDigest]) -> str:

@@ -6,6 +6,10 @@ Sparse part first, then low rank, float32 between, ONE rounding at the end, near
 most 16 significant bits and |q| <= 255, so s*q is exact in float32; A and B are int8 and the rank is at most 1024, so
 every sum of A.B is an integer below 2^24 and exact; `t` is a power of two.  Hence neither FMA nor thread count nor
 summation order can change a bit.  A non-finite result is refused.
+
+An int8 tensor holds codes (weight = scale * code): there the change is `code + q` in the integers, without step (it is 1) and
+without low-rank part, and a sum outside -128..127 is refused; whoever makes the patch chooses codes that fit.  bfloat16 is
+carried as uint16.
 """
 
 from __future__ import annotations
@@ -45,11 +49,41 @@ def low_rank_product(part: LowRankPart) -> Array:
     return (part.a.astype(np.int32) @ part.b.astype(np.int32)).astype(np.float32)
 
 
+def widen(array: Array) -> Array:
+    """Stored float32, float16 or (as uint16) bfloat16 values as float32; exact."""
+    if array.dtype == np.uint16:
+        single: Array = (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        return single
+    wide: Array = array.astype(np.float32)
+    return wide
+
+
+def narrow(values: Array, dtype: np.dtype[Any]) -> Array:
+    """float32 values rounded once to a stored dtype, nearest even; too large ones become infinite, NaN stays NaN."""
+    if dtype != np.uint16:
+        with np.errstate(over="ignore"):
+            stored: Array = values.astype(dtype)
+        return stored
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    rounded = (bits.astype(np.uint64) + 0x7FFF + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint64(16)
+    result: Array = np.where(np.isnan(values), (bits >> np.uint32(16)) | np.uint32(0x40), rounded).astype(np.uint16)
+    return result
+
+
+def finite(array: Array) -> Array:
+    """Boolean array: which stored values are finite; every integer code is."""
+    result: Array = np.isfinite(widen(array) if array.dtype == np.uint16 else array)
+    return result
+
+
 def apply_delta(old: Array, delta: TensorDelta) -> Array:
-    """The new tensor, same shape and dtype as `old` (float32 or float16); raises IntegrityError when a result is not finite."""
+    """The new tensor, same shape and dtype as `old` (float32, float16, bfloat16 as uint16, int8); raises IntegrityError when
+    a result is not finite or no int8 code."""
     if tuple(old.shape) != delta.shape:
         raise IntegrityError(f"delta does not fit {delta.name}: expected shape {delta.shape}, got {tuple(old.shape)}")
-    work = old.astype(np.float32)
+    if old.dtype == np.int8:
+        return _add_codes(old, delta)
+    work = widen(old)
     touched = np.zeros(old.shape, dtype=bool)
     if delta.sparse is not None:
         flat = work.reshape(-1)
@@ -59,13 +93,23 @@ def apply_delta(old: Array, delta: TensorDelta) -> Array:
         grid = np.ix_(delta.low_rank.rows, delta.low_rank.cols)
         work[grid] += np.float32(delta.low_rank.scale) * low_rank_product(delta.low_rank)
         touched[grid] = True
-    with np.errstate(over="ignore"):
-        new = work.astype(old.dtype)
+    new = narrow(work, old.dtype)
     # Untouched elements keep their bits, including the payload of a NaN.
     result = np.where(touched, new, old)
-    if not np.isfinite(new[touched]).all():
+    if not finite(new[touched]).all():
         raise IntegrityError(f"delta makes {delta.name} not finite: expected finite weights")
     return result
+
+
+def _add_codes(old: Array, delta: TensorDelta) -> Array:
+    if delta.low_rank is not None or (delta.sparse is not None and delta.sparse.step != 1.0):
+        raise IntegrityError(f"delta does not fit {delta.name}: expected integers with step 1 for int8 codes")
+    codes = old.astype(np.int32)
+    if delta.sparse is not None:
+        codes.reshape(-1)[delta.sparse.index] += delta.sparse.q
+    if codes.min() < -128 or codes.max() > 127:
+        raise IntegrityError(f"delta makes {delta.name} leave int8: expected codes in -128..127")
+    return codes.astype(np.int8)
 
 
 def changed_elements(delta: TensorDelta) -> Array:

@@ -19,7 +19,8 @@ from edgeedit.errors import IntegrityError
 from edgeedit.rounding import check_scale
 
 Array = np.ndarray[Any, Any]
-_DTYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1}
+# Numbers are those of edgeedit::Dtype in core.h; bfloat16 is carried as uint16.
+_DTYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.uint16): 2, np.dtype(np.int8): 3}
 # Index and meaning are those of edgeedit::Status in core.h.
 _REASONS = (
     "",
@@ -29,13 +30,16 @@ _REASONS = (
     "expected steps 1 <= |q| <= 255",
     "expected a legal step and scale",
     "expected finite weights",
+    "expected bytes that a writer makes",
+    "expected integers with step 1 and codes in -128..127",
 )
 _NOT_FINITE = 6
 
 
 def apply_delta(old: Array, delta: TensorDelta) -> Array:
-    """The new tensor, same shape and dtype as `old` (float32 or float16, C order, native byte order); elements that `delta`
-    does not name keep their bits.  Raises IntegrityError when `old` does not fit or a result is not finite."""
+    """The new tensor, same shape and dtype as `old` (float32, float16, bfloat16 as uint16, int8; C order, native
+    byte order); elements that `delta`
+    does not name keep their bits.  Raises IntegrityError when `old` does not fit or a result is not finite or no int8 code."""
     _check(old, delta)
     height, width = delta.shape if len(delta.shape) == 2 else (1, old.size)
     new = np.empty_like(old, order="C", subok=False)
@@ -65,7 +69,7 @@ def _check(old: Array, delta: TensorDelta) -> None:
         raise IntegrityError(f"delta does not fit {delta.name}: expected shape {delta.shape}, got {tuple(old.shape)}")
     if old.dtype not in _DTYPES or not old.dtype.isnative:
         raise IntegrityError(
-            f"cannot change {delta.name}: expected float32 or float16 in {sys.byteorder} endian order, got {old.dtype.str}"
+            f"cannot change {delta.name}: expected float32, float16, bfloat16 or int8 in {sys.byteorder} endian order, got {old.dtype.str}"
         )
     if not old.flags.c_contiguous:
         raise IntegrityError(f"cannot change {delta.name}: expected a C-contiguous tensor, got strides {old.strides}")

@@ -45,7 +45,7 @@ constexpr int kBadArgument = static_cast<int>(edgeedit::Status::kBadArgument);
 
 int apply(int dtype, const In<std::uint8_t>& old, const Out<std::uint8_t>& out, std::uint64_t height, std::uint64_t width,
           const std::optional<SparseInput>& sparse, const std::optional<LowRankInput>& low_rank) {
-  const std::uint64_t item = dtype == 0 ? 4 : 2;
+  const std::uint64_t item = edgeedit::item_size(static_cast<edgeedit::Dtype>(dtype));
   if (height == 0 || width == 0 || height > edgeedit::kMaxElements || width > edgeedit::kMaxElements / height) return kBadArgument;
   if (old.size() != height * width * item || out.size() != old.size()) return kBadArgument;
   edgeedit::Sparse sparse_part{};

@@ -36,7 +36,7 @@ from edgeedit.deploy.mapping import Match, ambiguous, match, stand_ins
 from edgeedit.deploy.materialize import layout, write_tensors
 from edgeedit.deploy.probes import DEFAULT_PROBES, check_inputs
 from edgeedit.deploy.ready import candidates
-from edgeedit.digest import digest_array, digest_file, fingerprint
+from edgeedit.digest import digest_array, digest_file, dtype_word, fingerprint
 from edgeedit.encoder.values import parameter_values, with_values
 from edgeedit.errors import InputError, RefusedError
 from edgeedit.files import fsync_dir, replace_file
@@ -184,7 +184,7 @@ def _table(arrays: Mapping[str, Array], matches: Mapping[str, Match], editable: 
     for name, offset in zip(names, layout([arrays[name].nbytes for name in names]), strict=True):
         array, found = arrays[name], matches[name]
         parameter = found.parameter if found.primary else ""
-        place = (array.dtype.name, tuple(array.shape), offset, array.nbytes, digest_array(array))
+        place = (dtype_word(array.dtype), tuple(array.shape), offset, array.nbytes, digest_array(array))
         rows.append(MappedTensor(name, parameter, found.primary and found.transposed, *place, parameter in editable))
     return tuple(rows)
 

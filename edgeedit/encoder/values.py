@@ -15,6 +15,7 @@ import torch
 
 from edgeedit.bundle import DTYPES
 from edgeedit.errors import InputError
+from edgeedit.rounding import finite, narrow, widen
 
 if TYPE_CHECKING:
     from edgeedit.encoder.encoder import Encoder
@@ -23,9 +24,10 @@ Array = np.ndarray[Any, Any]
 
 
 def check_precision(precision: str) -> None:
-    """Raise InputError unless `precision` is float32 or float16."""
-    if precision not in DTYPES:
-        raise InputError(f"precision is not supported: expected one of {', '.join(DTYPES)}, got {precision}")
+    """Raise InputError unless `precision` is one that a parameter is rounded to (int8 codes need scales: deploy)."""
+    words = [word for word in DTYPES if word != "int8"]
+    if precision not in words:
+        raise InputError(f"precision is not supported: expected one of {', '.join(words)}, got {precision}")
 
 
 def parameter_values(encoder: Encoder, precision: str) -> dict[str, Array]:
@@ -41,8 +43,8 @@ def parameter_values(encoder: Encoder, precision: str) -> dict[str, Array]:
             continue
         seen.add(id(parameter))
         with np.errstate(over="ignore"):
-            values[name] = parameter.detach().to("cpu", torch.float32).numpy().astype(DTYPES[precision])
-        if not np.isfinite(values[name]).all():
+            values[name] = narrow(parameter.detach().to("cpu", torch.float32).numpy(), DTYPES[precision])
+        if not finite(values[name]).all():
             raise InputError(f"cannot round {name} to {precision}: expected finite weights", hint="choose a profile with float32")
     return values
 
@@ -52,6 +54,6 @@ def with_values(encoder: Encoder, values: Mapping[str, Array], dtype: torch.dtyp
     twin = copy.deepcopy(encoder).to("cpu", dtype).eval()
     for name, parameter in twin.parameters_by_name().items():
         if name in values:
-            parameter.data = torch.from_numpy(values[name].copy()).to(dtype)
+            parameter.data = torch.from_numpy(widen(values[name])).to(dtype)
         parameter.requires_grad_(False)
     return twin

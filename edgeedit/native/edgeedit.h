@@ -44,7 +44,7 @@ typedef struct edgeedit_key {
 
 typedef struct edgeedit_tensor {
   const char* name;
-  const char* dtype;      /* "float32" or "float16" */
+  const char* dtype;      /* "float32", "float16", "bfloat16" or "int8" */
   const uint64_t* shape;
   size_t dims;
   uint64_t bytes;         /* little-endian, C order */

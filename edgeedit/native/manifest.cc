@@ -54,7 +54,7 @@ std::string digest(const Json& value, const std::string& what) {
 }
 
 std::string dtype(const Json& value, const std::string& what) {
-  if (value.kind != Kind::kString || item_bytes(value.text) == 0) wrong(what, "float32 or float16");
+  if (value.kind != Kind::kString || item_bytes(value.text) == 0) wrong(what, "float32, float16, bfloat16 or int8");
   return value.text;
 }
 
@@ -151,6 +151,9 @@ PatchTensor tensor(const Json& row, Free& free) {
   found.dtype = dtype(field(row, "dtype", "tensor row"), "dtype of " + found.name);
   found.before = digest(field(row, "before", "tensor row"), "digest of " + found.name + " before");
   found.after = digest(field(row, "after", "tensor row"), "digest of " + found.name + " after");
+  if (found.dtype == "int8" && (low_rank != nullptr || step->text != "0x1.0000000000000p+0")) {
+    wrong("int8 tensor " + found.name, "integers with step 0x1.0000000000000p+0 and no low-rank part");
+  }
   if (step != nullptr) found.step = scale(*step, "step of " + found.name, MAX_SCALE_BITS);
   if (factor != nullptr) found.scale = scale(*factor, "scale of " + found.name, 1);
   if (sparse != nullptr) found.sparse = take(free, *sparse, "sparse part of " + found.name);
@@ -193,9 +196,13 @@ std::uint64_t PatchTensor::elements() const {
 
 std::uint64_t PatchTensor::bytes() const { return elements() * item_bytes(dtype); }
 
-Dtype core_dtype(std::string_view word) { return word == "float32" ? Dtype::kFloat32 : Dtype::kFloat16; }
+Dtype core_dtype(std::string_view word) {
+  return word == "float32" ? Dtype::kFloat32 : word == "float16" ? Dtype::kFloat16 : word == "bfloat16" ? Dtype::kBfloat16 : Dtype::kInt8;
+}
 
-std::uint64_t item_bytes(std::string_view word) { return word == "float32" ? 4 : word == "float16" ? 2 : 0; }
+std::uint64_t item_bytes(std::string_view word) {
+  return word == "float32" || word == "float16" || word == "bfloat16" || word == "int8" ? item_size(core_dtype(word)) : 0;
+}
 
 bool is_digest(std::string_view text) {
   return text.size() == 64 && std::all_of(text.begin(), text.end(), [](char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); });

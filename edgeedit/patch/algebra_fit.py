@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
+from edgeedit.bundle import DTYPES
 from edgeedit.delta import LowRankPart, SparsePart, TensorDelta
 from edgeedit.errors import InputError
 from edgeedit.limits import MAX_RANK, MAX_SQUASH_STEP, MAX_STEP, MIN_SCALE_EXP
-from edgeedit.rounding import low_rank_product
+from edgeedit.rounding import finite, low_rank_product, narrow, widen
 
 Array = np.ndarray[Any, Any]
 _FINER = (0, 1, 2, 3, 4, 5)  # power-of-two steps tried: the grid of the typical changed weight, divided by 2^0 .. 2^5
@@ -40,12 +41,14 @@ class Fit:
 
 
 def fit_change(old: Array, new: Array, parts: Sequence[TensorDelta]) -> Fit | None:
-    """The cheapest candidate for `old` -> `new` (float32 or float16, one shape, finite where they differ), or None when they
+    """The cheapest candidate for `old` -> `new` (one deployed dtype and shape, finite where they differ), or None when they
     are equal bit for bit.  `parts` are the chain's changes of this tensor.  Raises InputError when the tensors do not pair."""
-    if old.dtype != new.dtype or old.shape != new.shape or old.dtype.itemsize not in (2, 4):
+    if old.dtype != new.dtype or old.shape != new.shape or old.dtype not in DTYPES.values():
         raise InputError(f"cannot compare tensors: expected one dtype and shape, got {old.dtype} {old.shape} and {new.dtype} {new.shape}")
     if np.array_equal(_bits(old), _bits(new)):
         return None
+    if old.dtype == np.int8:
+        return _fit_codes(old, new)
     lows: list[LowRankPart | None] = [None, *_low_rank_candidates([part.low_rank for part in parts if part.low_rank is not None])]
     fits = [_fit(old, new, low, step) for low in lows for step in (None, *_steps(old, new, parts))]
     return min(fits, key=lambda fit: (fit.index.size > 0, fit.cost))
@@ -63,10 +66,25 @@ def _steps(old: Array, new: Array, parts: Sequence[TensorDelta]) -> list[float]:
     steps |= {part.low_rank.scale for part in parts if part.low_rank is not None}
     if old.dtype.itemsize == 2:
         differ = _bits(old) != _bits(new)
-        spacing = np.spacing(np.abs(new.reshape(-1)[differ])).astype(np.float64)
+        spacing = _spacing(new.reshape(-1)[differ])
         grid = round(math.log2(float(np.median(spacing))))
         steps |= {2.0 ** max(grid - finer, MIN_SCALE_EXP) for finer in _FINER}
     return sorted(steps)
+
+
+def _spacing(values: Array) -> Array:
+    """Distance to the next larger magnitude, float64; bfloat16 has 16 bits of significand less than float32."""
+    if values.dtype == np.uint16:
+        return np.spacing(np.abs(widen(values))).astype(np.float64) * 2.0**16
+    return np.spacing(np.abs(values)).astype(np.float64)
+
+
+def _fit_codes(old: Array, new: Array) -> Fit:
+    """Codes differ by whole numbers of at most 255, so integers alone always fit."""
+    change = new.astype(np.int16).reshape(-1) - old.astype(np.int16).reshape(-1)
+    index = np.flatnonzero(change).astype(np.int64)
+    sparse = SparsePart(index, change[index], 1.0)
+    return Fit(sparse, None, np.zeros(0, np.int64), np.zeros(0, np.uint8), _cost(old.size, sparse, None, 0, 8))
 
 
 def _low_rank_candidates(parts: Sequence[LowRankPart]) -> list[LowRankPart]:
@@ -115,7 +133,7 @@ def _spread(part: LowRankPart, exponent: int) -> tuple[Array, Array]:
 
 def _fit(old: Array, new: Array, low: LowRankPart | None, step: float | None) -> Fit:
     target = _bits(new)
-    before = old.astype(np.float32).reshape(-1)
+    before = widen(old).reshape(-1)
     product = np.zeros(old.shape, dtype=np.float32)
     touched = np.zeros(old.shape, dtype=bool)
     if low is not None:
@@ -128,7 +146,7 @@ def _fit(old: Array, new: Array, low: LowRankPart | None, step: float | None) ->
     q = np.zeros(work.size, dtype=np.int64)
     if step is not None:
         with np.errstate(invalid="ignore", over="ignore"):
-            wish = (new.reshape(-1)[work].astype(np.float64) - before[work] - product[work]) / step
+            wish = (widen(new.reshape(-1)[work]).astype(np.float64) - before[work] - product[work]) / step
         q = np.rint(np.clip(np.nan_to_num(wish), -MAX_SQUASH_STEP, MAX_SQUASH_STEP)).astype(np.int64)
     made = _rule(old.reshape(-1)[work], before[work], q, step or 0.0, product[work], touched[work])
     missed = _bits(made) != target[work]
@@ -137,7 +155,7 @@ def _fit(old: Array, new: Array, low: LowRankPart | None, step: float | None) ->
     index, chosen = work[missed], np.flatnonzero(q)
     sparse = SparsePart(work[chosen], q[chosen].astype(np.int16), step) if step is not None and chosen.size else None
     cost = _cost(old.size, sparse, low, index.size, 8 * old.dtype.itemsize)
-    if low is not None and not np.isfinite(_rule(old.reshape(-1)[work], before[work], q, step or 0.0, product[work], touched[work])).all():
+    if low is not None and not finite(_rule(old.reshape(-1)[work], before[work], q, step or 0.0, product[work], touched[work])).all():
         cost = math.inf
     return Fit(sparse, low, index, target[index], cost)
 
@@ -145,7 +163,7 @@ def _fit(old: Array, new: Array, low: LowRankPart | None, step: float | None) ->
 def _rule(old: Array, before: Array, q: Array, step: float, product: Array, in_low_rank: Array) -> Array:
     """The rounding rule on a flat selection; elements that neither part names keep their bits."""
     with np.errstate(over="ignore", invalid="ignore"):
-        moved = ((before + np.float32(step) * q.astype(np.float32)) + product).astype(old.dtype)
+        moved = narrow((before + np.float32(step) * q.astype(np.float32)) + product, old.dtype)
     result: Array = np.where((q != 0) | in_low_rank, moved, old)
     return result
 

@@ -31,6 +31,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _HEX_FLOAT = re.compile(r"0x1\.[0-9a-f]{13}p[+-](0|[1-9][0-9]{0,3})")
 _DECIMAL = re.compile(r"(?=.{1,32}\Z)[0-9]+(\.[0-9]+)?(e[+-][0-9]+)?", re.ASCII)
 _KNOWN = frozenset({"parent", "result", "precision", "recipe", "tensors", "probe", "provenance", "sections"})
+_ONE = (1.0).hex()  # the step of int8 codes
 _TENSOR = frozenset({"name", "dtype", "shape", "before", "after"})
 _PARTS = frozenset({"step", "sparse", "scale", "low_rank"})
 
@@ -213,9 +214,12 @@ def _tensor(row: dict[str, Any], free: dict[str, Section]) -> PatchTensor:
         raise _wrong(f"tensor {name}", "step with sparse, scale with low_rank, one part at least", sorted(_PARTS & row.keys()))
     if "low_rank" in row and len(shape) != 2:
         raise _wrong(f"shape of {name}", "2 dimensions for a low-rank part", len(shape))
+    dtype = _dtype(row["dtype"], f"dtype of {name}")
+    if dtype == "int8" and ("low_rank" in row or row.get("step", _ONE) != _ONE):
+        raise _wrong(f"int8 tensor {name}", f"integers with step {_ONE} and no low-rank part", sorted(_PARTS & row.keys()))
     return PatchTensor(
         name=name,
-        dtype=_dtype(row["dtype"], f"dtype of {name}"),
+        dtype=dtype,
         shape=shape,
         before=_digest(row["before"], f"digest of {name} before"),
         after=_digest(row["after"], f"digest of {name} after"),

@@ -19,14 +19,15 @@ namespace {
 
 using namespace edgeedit::native;
 
-// Element i is finite in both dtypes and of either sign; every tenth is subnormal in float16.
+// Element i is finite in every dtype and of either sign; every tenth is subnormal in float16; codes of int8 lie in -20..20.
 std::vector<std::uint8_t> weights(const PatchTensor& row) {
   std::vector<std::uint8_t> bytes(row.bytes());
-  const std::size_t item = row.dtype == "float32" ? 4 : 2;
+  const auto item = static_cast<std::size_t>(item_bytes(row.dtype));
   for (std::uint64_t i = 0; i < row.elements(); ++i) {
     const auto mixed = static_cast<std::uint32_t>(i * 2654435761U);
     const std::uint32_t half = (i % 10 == 9 ? mixed % 0x400U : 0x1C00U + mixed % 0x1C00U) | ((mixed >> 16) & 0x8000U);
-    const std::uint32_t bits = item == 4 ? 0x3A000000U + mixed % 0x05000000U + ((mixed & 1U) << 31) : half;
+    const std::uint32_t single = 0x3A000000U + mixed % 0x05000000U + ((mixed & 1U) << 31);
+    const std::uint32_t bits = item == 4 ? single : row.dtype == "bfloat16" ? single >> 16 : item == 2 ? half : (mixed >> 16) % 41U - 20U;
     for (std::size_t b = 0; b < item; ++b) bytes[i * item + b] = static_cast<std::uint8_t>(bits >> (8 * b));
   }
   return bytes;

@@ -15,7 +15,7 @@ from edgeedit.delta import LowRankPart, SparsePart, TensorDelta
 from edgeedit.deploy.materialize import layout, write_tensors
 from edgeedit.digest import digest_array, fingerprint, tensor_digest
 from edgeedit.patch.write import PatchContent, build_patch
-from edgeedit.rounding import apply_delta
+from edgeedit.rounding import apply_delta, narrow
 
 Array = np.ndarray[Any, Any]
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(100, 132)))
@@ -24,7 +24,7 @@ SHAPES = {
     'a"quoted\\name': (12, 30),
     "blocks.0.fc1": (33, 17),
     "cube": (2, 3, 5),
-    "lanes": (2100, 64),  # long enough for streams of eight lanes
+    "lanes": (300, 517),  # long enough for streams of eight lanes
     "untouched": (64,),
 }
 
@@ -41,20 +41,26 @@ def weights_by_rule(dtype: str, shape: tuple[int, ...]) -> Array:
     if dtype == "float32":
         bits = (np.uint32(0x3A000000) + mixed % np.uint32(0x05000000) + ((mixed & np.uint32(1)) << np.uint32(31))).astype("<u4")
         return bits.view("<f4").reshape(shape)
+    if dtype == "bfloat16":
+        single = weights_by_rule("float32", shape).view("<u4")
+        return (single >> np.uint32(16)).astype("<u2")
+    if dtype == "int8":
+        return (((mixed >> np.uint32(16)) % np.uint32(41)).astype(np.int64) - 20).astype(np.int8).reshape(shape)
     half = np.where(i % 10 == 9, mixed % 0x400, 0x1C00 + mixed % 0x1C00) | ((mixed >> 16) & 0x8000)
     return half.astype("<u2").view("<f2").reshape(shape)
 
 
-def random_delta(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> TensorDelta:
-    """A sparse part, a low-rank part where the shape allows it, or both."""
+def random_delta(rng: np.random.Generator, name: str, shape: tuple[int, ...], dtype: str = "float32") -> TensorDelta:
+    """A sparse part, a low-rank part where the shape allows it, or both; codes of int8 get small integers."""
     size = int(np.prod(shape))
-    both = rng.integers(3) if len(shape) == 2 else 0
+    both = rng.integers(3) if len(shape) == 2 and dtype != "int8" else 0
     sparse = low = None
     if both != 1:
         index = np.sort(rng.choice(size, rng.integers(1, size + 1), replace=False)).astype(np.int64)
-        limit = 127 if rng.integers(2) else 255
+        limit = 35 if dtype == "int8" else 127 if rng.integers(2) else 255
         q = (rng.integers(1, limit + 1, index.size) * rng.choice([-1, 1], index.size)).astype(np.int16)
-        sparse = SparsePart(index, q, float(rng.integers(1, 1 << 16)) * 2.0 ** int(rng.integers(-34, -22)))
+        step = 1.0 if dtype == "int8" else float(rng.integers(1, 1 << 16)) * 2.0 ** int(rng.integers(-34, -22))
+        sparse = SparsePart(index, q, step)
     if both != 0:
         rank, height, width = int(rng.integers(1, 9)), *shape
         rows = np.sort(rng.choice(height, rng.integers(1, height + 1), replace=False)).astype(np.int64)
@@ -68,7 +74,10 @@ def make_bundle(folder: Path, precision: str, seed: int) -> tuple[Bundle, dict[s
     """A Bundle of random weights; its graph is a stand-in, because the native side never opens it."""
     rng = np.random.default_rng(seed)
     folder.mkdir()
-    weights = {name: rng.normal(0, 0.05, shape).astype(DTYPES[precision]) for name, shape in SHAPES.items()}
+    if precision == "int8":
+        weights = {name: rng.integers(-20, 21, shape).astype(np.int8) for name, shape in SHAPES.items()}
+    else:
+        weights = {name: narrow(rng.normal(0, 0.05, shape).astype(np.float32), DTYPES[precision]) for name, shape in SHAPES.items()}
     names = sorted(weights)
     offsets = layout([weights[name].nbytes for name in names])
     rows = tuple(
@@ -89,7 +98,7 @@ def make_bundle(folder: Path, precision: str, seed: int) -> tuple[Bundle, dict[s
 def make_patch(weights: Mapping[str, Array], precision: str, seed: int, key: Ed25519PrivateKey = KEY) -> tuple[bytes, dict[str, Array]]:
     """A signed patch on `weights` that touches all but the last of SHAPES, and the weights that numpy makes of it."""
     rng = np.random.default_rng(seed)
-    deltas = [random_delta(rng, name, SHAPES[name]) for name in list(SHAPES)[:-1]]
+    deltas = [random_delta(rng, name, SHAPES[name], precision) for name in list(SHAPES)[:-1]]
     new = dict(weights) | {delta.name: apply_delta(weights[delta.name], delta) for delta in deltas}
     before, after = ({d.name: digest_array(state[d.name]) for d in deltas} for state in (weights, new))
     parent, result = (fingerprint(tensor_digest(name, array) for name, array in state.items()) for state in (weights, new))

@@ -20,22 +20,23 @@ from edgeedit.digest import digest_array
 from edgeedit.errors import IntegrityError
 from edgeedit.patch.keys import TEST_KEY_IDS, PublicKey, public_half
 from edgeedit.patch.read import read_unverified
-from edgeedit.rounding import apply_delta
+from edgeedit.rounding import apply_delta, finite
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = sorted((ROOT / "tests" / "golden").glob("*.eep"))
 TEST_KEYS = [Ed25519PrivateKey.from_private_bytes(bytes(range(n, n + 32))) for n in (1, 2)]
 TRUST = [public_half(key) for key in (*TEST_KEYS, cases.KEY)]
+PRECISIONS = ("float32", "float16", "bfloat16", "int8")
 RANDOM_PATCHES = 200
 
 
 @pytest.fixture(scope="session")
 def patches(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """All golden files and 200 random patches of either precision."""
+    """All golden files and 200 random patches, a quarter of them for each deployed dtype."""
     folder = tmp_path_factory.mktemp("patches")
     found = list(GOLDEN)
     for seed in range(RANDOM_PATCHES):
-        precision = ("float32", "float16")[seed % 2]
+        precision = PRECISIONS[seed % 4]
         weights = {name: cases.weights_by_rule(precision, shape) for name, shape in cases.SHAPES.items()}
         path = folder / f"{seed}.eep"
         path.write_bytes(cases.make_patch(weights, precision, seed)[0])
@@ -126,7 +127,7 @@ def key_file(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("machine", ["x86-64", "aarch64"])
-@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_chain_materialises_to_the_bytes_that_python_writes(
     precision: str, machine: str, native: Path, aarch64: Path, tmp_path: Path, key_file: Path
 ) -> None:
@@ -234,6 +235,6 @@ def test_the_fuzz_corpora_replay_under_the_sanitizers(target: str, replay: Path)
 
 
 def test_the_weight_rule_of_these_tests_is_finite_and_holds_subnormals() -> None:
-    for precision in ("float32", "float16"):
-        assert np.isfinite(cases.weights_by_rule(precision, (5000,))).all()
+    for precision in PRECISIONS:
+        assert finite(cases.weights_by_rule(precision, (5000,))).all()
     assert (np.abs(cases.weights_by_rule("float16", (5000,))) < 2.0**-14).sum() > 400

@@ -250,24 +250,44 @@ bool run_element(const void* old, void* out, std::uint64_t width, const Sparse* 
   return run<Element, IndexCursor>(old, out, width, sparse != nullptr ? *sparse : none, low_rank);
 }
 
+template <class Cursor>
+bool add_codes_at(std::int8_t* codes, Cursor cursor, const std::int16_t* q) noexcept {
+  bool fine = true;
+  for (; cursor.position() != kEnd; cursor.advance()) {
+    const int sum = codes[cursor.position()] + q[cursor.number()];
+    fine &= (sum >= -128) & (sum <= 127);
+    codes[cursor.position()] = static_cast<std::int8_t>(static_cast<std::uint8_t>(sum));
+  }
+  return fine;
+}
+
+// Codes of an int8 tensor, which `codes` holds already, plus q.
+Status add_codes(std::int8_t* codes, const Sparse* sparse, const LowRank* low_rank) noexcept {
+  if (low_rank != nullptr || sparse == nullptr || as_bits(sparse->step) != 0x3F800000U) return Status::kBadCode;
+  const bool fine = sparse->bitmap != nullptr ? add_codes_at(codes, BitmapCursor(*sparse), sparse->q) : add_codes_at(codes, IndexCursor(*sparse), sparse->q);
+  return fine ? Status::kOk : Status::kBadCode;
+}
+
 }  // namespace
 
 Status apply(Dtype dtype, const void* old, void* out, std::uint64_t height, std::uint64_t width, const Sparse* sparse,
              const LowRank* low_rank) noexcept {
   if (old == nullptr || out == nullptr || height == 0 || width == 0 || (sparse == nullptr && low_rank == nullptr)) return Status::kBadArgument;
-  if (dtype != Dtype::kFloat32 && dtype != Dtype::kFloat16 && dtype != Dtype::kBfloat16) return Status::kBadArgument;
+  if (dtype != Dtype::kFloat32 && dtype != Dtype::kFloat16 && dtype != Dtype::kBfloat16 && dtype != Dtype::kInt8) return Status::kBadArgument;
   if (height > kMaxElements || width > kMaxElements / height) return Status::kTooLarge;
   const std::uint64_t elements = height * width;
   Status status = sparse != nullptr ? check_sparse(*sparse, elements) : Status::kOk;
   if (status == Status::kOk && low_rank != nullptr) status = check_low_rank(*low_rank, height, width);
   if (status != Status::kOk) return status;
-  std::memcpy(out, old, static_cast<std::size_t>(elements * (dtype == Dtype::kFloat32 ? 4 : 2)));
+  std::memcpy(out, old, static_cast<std::size_t>(elements * item_size(dtype)));
+  if (dtype == Dtype::kInt8) return add_codes(static_cast<std::int8_t*>(out), sparse, low_rank);
   const FloatEnvironment plain;
   bool finite = false;
   switch (dtype) {
     case Dtype::kFloat32: finite = run_element<Single>(old, out, width, sparse, low_rank); break;
     case Dtype::kFloat16: finite = run_element<Half>(old, out, width, sparse, low_rank); break;
     case Dtype::kBfloat16: finite = run_element<Bfloat16>(old, out, width, sparse, low_rank); break;
+    case Dtype::kInt8: break;
   }
   return finite ? Status::kOk : Status::kNotFinite;
 }

@@ -1,6 +1,6 @@
 // The numeric core of edgeedit: applies an integer-coded change to one tensor, bit for bit as edgeedit/rounding.py says.
 //
-//   new = round_to_dtype((float32(old) + s*q) + t*(A.B))
+//   new = round_to_dtype((float32(old) + s*q) + t*(A.B))      int8: new = old + q in the integers
 //
 // Guarantees: no I/O, no heap allocation, no exception, no global state; every argument is checked before the first write to
 // `out`; the caller's floating-point control register (flush-to-zero, rounding mode) has no influence and is restored; elements
@@ -21,7 +21,10 @@ constexpr int kMaxScaleBits = 16;
 constexpr int kMinScaleExp = -60;
 constexpr int kMaxScaleExp = 20;
 
-enum class Dtype : int { kFloat32 = 0, kFloat16 = 1, kBfloat16 = 2 };
+enum class Dtype : int { kFloat32 = 0, kFloat16 = 1, kBfloat16 = 2, kInt8 = 3 };
+
+// Bytes of one element.
+constexpr std::uint64_t item_size(Dtype dtype) noexcept { return dtype == Dtype::kFloat32 ? 4 : dtype == Dtype::kInt8 ? 1 : 2; }
 
 enum class Status : int {
   kOk = 0,
@@ -32,6 +35,7 @@ enum class Status : int {
   kBadScale = 5,     // s or t out of range, or too many significant bits
   kNotFinite = 6,    // a named element is or becomes infinite or not a number
   kMalformed = 7,    // coded bytes that no writer makes
+  kBadCode = 8,      // int8: a low-rank part, a step that is not 1, or a code outside -128..127
 };
 
 // Sparse change.  Exactly one of `index` (ascending flat C-order positions, `count` of them) and `bitmap` (one bit for each

@@ -66,8 +66,8 @@ def test_minus_zero_becomes_zero_only_where_it_is_named() -> None:
     ("old", "message"),
     [
         (np.zeros((3, 2), np.float32), "shape"),
-        (np.zeros((2, 3), np.float64), "float32 or float16"),
-        (np.zeros((2, 3), np.float32).astype(">f4"), "float32 or float16"),
+        (np.zeros((2, 3), np.float64), "float32, float16"),
+        (np.zeros((2, 3), np.float32).astype(">f4"), "float32, float16"),
         (np.zeros((3, 2), np.float32).T, "contiguous"),
         (np.zeros((2, 6), np.float32)[:, ::2], "contiguous"),
         (np.full((2, 3), np.nan, np.float32), "not finite"),
