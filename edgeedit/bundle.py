@@ -94,7 +94,10 @@ class Bundle:
     The words for the engine come from the device profile: `engine` onnxruntime or tensorrt; `mode` aliased (weights written in
     place), inputs (patchable matrices are graph inputs) or rebuild; `provider` with its options; `memory` host, or the device
     type that holds the weights; `cache_prefix_option` names the provider's option that keeps compiled engines of different
-    weights apart; `batch` is the fixed number of images, 0 where it is free; `threads` 0 lets the engine decide."""
+    weights apart; `batch` is the fixed number of images, 0 where it is free; `threads` 0 lets the engine decide.
+
+    The trial of a patch: `probes_first` allows a second binding or engine for its probes; it is then watched for `soak_frames`
+    frames, live ones for at most `soak_seconds`; `max_slowdown` and `max_growth_mb` (0: no limit) are its ceilings."""
 
     path: Path
     recipe: str
@@ -120,6 +123,11 @@ class Bundle:
     memory: str = "host"
     threads: int = 0
     batch: int = 0
+    probes_first: bool = False
+    soak_frames: int = 0
+    soak_seconds: float = 0.0
+    max_slowdown: float = 3.0
+    max_growth_mb: int = 0
 
     def weights(self) -> dict[str, Array]:
         """Deployed name -> array, views into a private copy-on-write mapping of `weights.bin`."""

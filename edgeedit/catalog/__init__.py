@@ -70,6 +70,10 @@ class DeviceProfile:
     provider_options: Mapping[str, str] = field(default_factory=dict)
     cache_prefix_option: str = ""
     unsupported: str = ""
+    soak_frames: int = 8
+    soak_seconds: float = 5.0
+    max_slowdown: float = 3.0
+    max_growth_mb: int = 0
 
 
 _PROFILE_FIELDS = {item.name for item in fields(DeviceProfile)} - {"name"}
@@ -159,6 +163,10 @@ def load_profile(name_or_path: str) -> DeviceProfile:
             {str(k): str(v) for k, v in value.get("provider_options", {}).items()},
             str(value.get("cache_prefix_option", "")),
             str(value.get("unsupported", "")),
+            int(value.get("soak_frames", 8)),
+            float(value.get("soak_seconds", 5.0)),
+            float(value.get("max_slowdown", 3.0)),
+            int(value.get("max_growth_mb", 0)),
         )
         if unknown := sorted(set(value) - _PROFILE_FIELDS):
             raise InputError(

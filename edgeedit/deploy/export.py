@@ -215,6 +215,11 @@ def _describe(request: _Request, tensors: tuple[MappedTensor, ...], tolerance: f
         memory=request.profile.memory,
         threads=request.profile.threads,
         batch=request.profile.batch,
+        probes_first=request.profile.probes_first,
+        soak_frames=request.profile.soak_frames,
+        soak_seconds=request.profile.soak_seconds,
+        max_slowdown=request.profile.max_slowdown,
+        max_growth_mb=request.profile.max_growth_mb,
     )
     save_bundle(bundle)
     return bundle

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgeedit.device.memory import check_start
 from edgeedit.device.runtime import Runtime, Swap
 from edgeedit.device.store import Store
 from edgeedit.errors import EdgeEditError, IntegrityError, MismatchError, RefusedError, RevertedError, UnreachableError
@@ -43,7 +44,10 @@ def apply_patch(store_path: Path, patch_path: Path, *, threads: int = 0) -> Appl
     """Stage and try a patch.  Raises RevertedError (exit 7) when its probes fail, what `Store.stage` raises, and the error (4 to
     6) for which a patch was never swapped in; the store then runs what it ran before."""
     with Store.open(store_path) as store:
-        generation = store.stage(read_patch_file(patch_path))
+        data = read_patch_file(patch_path)
+        # Before anything is staged: a device that cannot start an engine must not be left with a trial.
+        check_start(store.bundle, store.chain_bytes(store.head().id) + len(data))
+        generation = store.stage(data)
         if generation.state == "confirmed":
             return ApplyResult(generation.id, "already applied", None)
         with Runtime(store_path, threads=threads, poll_seconds=0) as runtime:

@@ -3,7 +3,8 @@
 - A background thread polls the store: it claims a staged generation (the attempt is durable before weights load), decodes and
   checks it off the frame path, and copies it in under the frame lock.
 - No SQL, no fsync and no decoding happen under that lock; a frame sees the old model or the new one, never a mix.
-- Probes run as extra frames after the swap, without holding frames back between them; answers say (generation, on_trial).
+- Probes run before the swap on a second binding where the Bundle's profile has the memory, else as extra frames after it, without
+  holding frames back between them; answers say (generation, on_trial).  Then the trial is watched for some frames (`Health`).
 - Whatever happens before the proof (a failed probe, a failing engine, a trial withdrawn meanwhile), the old weights come back.
 - Other Runtimes of the store follow what one of them confirmed, and probe it too.
 """
@@ -15,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,18 +25,22 @@ import numpy as np
 
 from edgeedit.bundle import Bundle
 from edgeedit.device.engines.choose import open_engine
-from edgeedit.device.engines.protocol import Commit, Engine
+from edgeedit.device.engines.protocol import Commit, Engine, Staged
+from edgeedit.device.health import Health, Watch
+from edgeedit.device.memory import check_start, start_memory
 from edgeedit.device.owner import BEAT_SECONDS, new_owner
-from edgeedit.device.prepare import copies, prepare, probe_inputs, replay
+from edgeedit.device.prepare import check_memory, copies, prepare, probe_inputs, replay
+from edgeedit.device.proof import Expected, probe
 from edgeedit.device.state import Generation
 from edgeedit.device.store import Store
 from edgeedit.digest import TensorDigest
-from edgeedit.errors import EdgeEditError, RevertedError
+from edgeedit.errors import EdgeEditError, InputError, RefusedError, RevertedError
 from edgeedit.patch.read import Patch
 
 Array = np.ndarray[Any, Any]
 _WITHDRAWN = "the trial was withdrawn or taken over meanwhile"
-PROBE_BATCH = 1  # frames per probe run, so that a waiting frame waits for one of them at most
+_CLOSED = "the application ended during the trial"
+_WAIT_SECONDS = 0.5  # a trial that waits for frames notes its progress and sees a withdrawal at least so often
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,7 @@ class Swap:
     swap_ms: float
     probe_ms: float
     exit_code: int = 0
+    probed: str = ""  # "before" or "after" the swap, "" where the generation was followed without a proof of its own
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON object."""
@@ -66,7 +73,8 @@ class Swap:
 
 
 class Runtime:
-    """A running model that follows a store.  `poll_seconds` 0 polls only when `step` is called."""
+    """A running model that follows a store.  `poll_seconds` 0 polls only when `step` is called; a trial is then not kept waiting for
+    frames.  `health` replaces the gate that the Bundle's profile asks for.  Raises RefusedError (exit 6) when memory is short."""
 
     def __init__(
         self,
@@ -76,15 +84,20 @@ class Runtime:
         poll_seconds: float = 1.0,
         on_swap: Callable[[Swap], None] | None = None,
         engine: Callable[[Bundle, Mapping[str, Array]], Engine] | None = None,
+        health: Health | None = None,
     ) -> None:
         self._store = Store.open(store)
         self.bundle = self._store.bundle
+        self._health = health or Health.of(self.bundle)
+        self._watch = Watch(self._health)
         self._owner = new_owner()
         self._on_swap, self._poll = on_swap, poll_seconds
         head = self._store.head()
+        check_start(self.bundle, self._store.chain_bytes(head.id))
         self._digests: Mapping[str, TensorDigest]
         weights, self._digests = replay(self.bundle, self._patches(head.id))
-        self.engine: Engine = engine(self.bundle, weights) if engine else open_engine(self.bundle, weights, threads=threads)
+        self._make = engine or partial(open_engine, threads=threads)
+        self.engine: Engine = self._make(self.bundle, weights)
         self.generation, self.on_trial = head.id, False
         self._probes = probe_inputs(self.bundle)
         # A swap takes its turn like a frame, so that a camera which never pauses cannot keep it waiting for many frames.
@@ -114,10 +127,19 @@ class Runtime:
         """Features of normalised pixels, float32 (n, 3, s, s), from exactly one generation; raises what the engine raises."""
         with self._turn:
             self._frame.acquire()
+        generation, on_trial = self.generation, self.on_trial
         try:
-            return Answer(self.engine.run(pixels), self.generation, self.on_trial)
+            start = time.perf_counter()
+            output = self.engine.run(pixels)
+            seconds = time.perf_counter() - start
+        except EdgeEditError as error:
+            if not isinstance(error, InputError):
+                self._watch.fail(generation, error.message)
+            raise
         finally:
             self._frame.release()
+        self._watch.note(generation, output, seconds)
+        return Answer(output, generation, on_trial)
 
     def step(self) -> Swap | None:
         """One poll: take what the store offers; returns the change that was made, if any."""
@@ -158,8 +180,8 @@ class Runtime:
         weights, digests = replay(self.bundle, patches)
         changed = {n: weights[n] for n, d in digests.items() if d.sha256 != self._digests[n].sha256}
         back = head.id < self.generation or head.parent is None
-        expected = _Expected.of(patches[-1]) if patches else None
-        swap = self._install(_Change(head.id, changed, digests), expected, start, keep=lambda: True, beat=lambda: True)
+        expected = Expected.of(patches[-1]) if patches else None
+        swap = self._install(_Change(head.id, changed, digests), expected, start, keep=lambda: True, going=lambda: "")
         if swap.exit_code:
             # Proven elsewhere but wrong here: nobody may keep running it.
             self._store.revert(head.id, f"failed in another session: {swap.reason}")
@@ -171,9 +193,12 @@ class Runtime:
         self._beaten = time.monotonic()
         try:
             patch = self._store.patch(trial.patch)
-            expected = _Expected.of(patch)
+            expected = Expected.of(patch)
             prepared = prepare(patch, self.engine.weights, self._digests, lambda: self._beat(trial.id))
             commit = self.engine.stage(prepared.new)
+            before = self._rehearse(commit, prepared.new, expected, lambda: self._going(trial.id))
+            if before:
+                raise RevertedError(before)
         except EdgeEditError as error:
             self._store.revert(trial.id, error.message, owner=self._owner)
             return Swap(trial.id, "reverted", error.message, _since(start), 0.0, 0.0, error.exit_code)
@@ -182,11 +207,28 @@ class Runtime:
             expected,
             start,
             keep=lambda: self._store.confirm(trial.id, self._owner),
-            beat=lambda: self._beat(trial.id),
+            going=lambda: self._going(trial.id),
+            rehearsed=before is not None,
         )
         if swap.exit_code:
             self._store.revert(trial.id, swap.reason, owner=self._owner)
         return swap
+
+    def _rehearse(self, commit: Commit, new: Mapping[str, Array], expected: Expected, going: Callable[[], str]) -> str | None:
+        """Probe the new weights beside the frames: the reason of a failure, "" when all passed, None where there is no room for it."""
+        if not self.bundle.probes_first:
+            return None
+        if isinstance(commit, Staged) and commit.run is not None:
+            return probe(commit.run, self._probes, expected, going)
+        try:
+            check_memory(start_memory(self.bundle))
+            engine = self._make(self.bundle, {**self.engine.weights, **new})
+        except RefusedError:
+            return None  # the profile allows it, this moment does not: probes run after the swap
+        return probe(engine.run, self._probes, expected, going)
+
+    def _going(self, number: int) -> str:
+        return "" if self._beat(number) else _WITHDRAWN
 
     def _beat(self, number: int) -> bool:
         now = time.monotonic()
@@ -196,26 +238,54 @@ class Runtime:
         return self._store.beat(number, self._owner)
 
     def _install(
-        self, change: _Change, expected: _Expected | None, start: float, *, keep: Callable[[], bool], beat: Callable[[], bool]
+        self,
+        change: _Change,
+        expected: Expected | None,
+        start: float,
+        *,
+        keep: Callable[[], bool],
+        going: Callable[[], str],
+        rehearsed: bool = False,
     ) -> Swap:
-        """Swap in, probe, and `keep`; unless that ends well the old weights are back when this returns or raises."""
+        """Swap in, probe, watch, and `keep`; unless that ends well the old weights are back when this returns or raises."""
         undo = _Change(self.generation, copies(self.engine.weights, change.new), self._digests)
         prepare_ms = _since(start)
-        swap_ms = self._exchange(change, on_trial=expected is not None)
-        proven, begin = False, time.perf_counter()
+        if expected is not None:
+            self._watch.begin(change.generation)
+        proven = False
         try:
-            reason = self._probe(expected, beat) if expected is not None else ""
-            probe_ms = _since(begin)
-            if not reason and not keep():
-                reason = _WITHDRAWN
-            proven = not reason
+            swap_ms = self._exchange(change, on_trial=expected is not None)
+            try:
+                begin = time.perf_counter()
+                reason = self._prove(expected, going, rehearsed=rehearsed) if expected is not None else ""
+                probe_ms = _since(begin)
+                if not reason and not keep():
+                    reason = _WITHDRAWN
+                proven = not reason
+            finally:
+                if not proven:
+                    self._exchange(undo, on_trial=False)
+            self.on_trial = False
         finally:
-            if not proven:
-                self._exchange(undo, on_trial=False)
-        self.on_trial = False
+            self._watch.end(proven=proven)
+        probed = "" if expected is None else "before" if rehearsed else "after"
         if reason:
-            return Swap(change.generation, "reverted", reason, prepare_ms, swap_ms, probe_ms, RevertedError.exit_code)
-        return Swap(change.generation, "confirmed", "", prepare_ms, swap_ms, probe_ms)
+            code = RevertedError.exit_code
+            return Swap(change.generation, "reverted", reason, prepare_ms, swap_ms, probe_ms, code, probed)
+        return Swap(change.generation, "confirmed", "", prepare_ms, swap_ms, probe_ms, probed=probed)
+
+    def _prove(self, expected: Expected, going: Callable[[], str], *, rehearsed: bool) -> str:
+        """Probes on the live weights (one where all passed before the swap: it shows that the session sees them), then the watch."""
+        reason = probe(lambda pixels: self.run(pixels).output, self._probes, expected, going, count=1 if rehearsed else 0)
+        until = time.monotonic() + (self._health.seconds if self._poll > 0 else 0.0)
+        while not reason and self._health.frames and not self._watch.wait(until, _WAIT_SECONDS):
+            reason = going() or (_CLOSED if self._closing.is_set() else "")
+        for number in range(self._watch.missing()):
+            if reason:
+                break
+            self.run(np.array(self._probes[number % len(self._probes)][None]))
+            reason = going()
+        return reason or self._watch.verdict()
 
     def _exchange(self, change: _Change, *, on_trial: bool) -> float:
         commit = change.commit or self.engine.stage(change.new)
@@ -227,21 +297,6 @@ class Runtime:
         self._digests = change.digests
         return elapsed
 
-    def _probe(self, expected: _Expected, beat: Callable[[], bool]) -> str:
-        """Run the Bundle's probes on the live weights; returns the reason of a failure, "" when all passed."""
-        for number in range(0, len(self._probes), PROBE_BATCH):
-            got = self.run(np.array(self._probes[number : number + PROBE_BATCH])).output
-            wanted = expected.outputs[number : number + PROBE_BATCH]
-            if got.shape != wanted.shape:
-                return f"probe {number} gave another shape: expected {wanted.shape}, got {got.shape}"
-            worst = float(np.abs(got - wanted).max())
-            # Not `worst > tolerance`: a NaN fails too.
-            if not worst <= expected.tolerance:
-                return f"probe {number} is off by {worst:.3g}: the tolerance is {expected.tolerance:.3g}"
-            if not beat():
-                return _WITHDRAWN
-        return ""
-
 
 @dataclass(frozen=True)
 class _Change:
@@ -251,18 +306,6 @@ class _Change:
     new: Mapping[str, Array]
     digests: Mapping[str, TensorDigest]
     commit: Commit | None = None
-
-
-@dataclass(frozen=True)
-class _Expected:
-    """Probe outputs float32 (n, width) and the absolute difference allowed."""
-
-    outputs: Array
-    tolerance: float
-
-    @staticmethod
-    def of(patch: Patch) -> _Expected:
-        return _Expected(patch.expected(), patch.manifest.probe.tolerance)
 
 
 def _since(start: float) -> float:

@@ -137,6 +137,11 @@ class Store:
         with self._read() as db:
             return state.read_chain(db, number)
 
+    def chain_bytes(self, number: int) -> int:
+        """Bytes of the patch files of a generation's chain; a missing file counts nothing, as reading it will say so."""
+        paths = [self._object(generation.patch) for generation in self.chain(number)]
+        return sum(path.stat().st_size for path in paths if path.is_file())
+
     def history(self) -> list[dict[str, Any]]:
         """All events, oldest first: time (UTC), generation, event, reason."""
         with self._read() as db:

@@ -8,13 +8,14 @@ of the patched tensors twice.  Does not lock; refuses (exit 6) a graph without t
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from edgeedit.bundle import DTYPES, Bundle
 from edgeedit.device.engines.ort_session import SessionPlan, check_pixels, failures, load_ort, make_session, session_options
-from edgeedit.device.engines.protocol import Commit
+from edgeedit.device.engines.protocol import Commit, Staged
 from edgeedit.errors import IntegrityError, RefusedError
 
 Array = np.ndarray[Any, Any]
@@ -56,8 +57,10 @@ class OrtInputsEngine:
     def run(self, pixels: Array) -> Array:
         """Features float32 (n, width) of normalised pixels float32 (n, 3, s, s); raises InputError for pixels of another shape
         or dtype, RefusedError when ONNX Runtime fails."""
+        return self._frame(self._binding, pixels)
+
+    def _frame(self, binding: Any, pixels: Array) -> Array:
         check_pixels(pixels, self._shape)
-        binding = self._binding
         try:
             binding.bind_cpu_input(self._input, np.ascontiguousarray(pixels))
             self._session.run_with_iobinding(binding)
@@ -89,4 +92,5 @@ class OrtInputsEngine:
         def commit() -> None:
             self._binding, self._values, self.weights = binding, values, weights
 
-        return commit
+        # A second binding of its own, so that the staged one is never bound by two threads.
+        return Staged(commit, partial(self._frame, self._bind(values)))

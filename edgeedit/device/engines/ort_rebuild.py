@@ -19,7 +19,7 @@ import numpy as np
 
 from edgeedit.bundle import MODEL_FILE, WEIGHTS_FILE, Bundle
 from edgeedit.device.engines.ort_session import SessionPlan, check_pixels, failures, load_ort, make_session, session_options
-from edgeedit.device.engines.protocol import Commit
+from edgeedit.device.engines.protocol import Commit, Staged
 from edgeedit.device.prepare import check_memory, probe_inputs
 from edgeedit.errors import IntegrityError, RefusedError
 
@@ -72,7 +72,7 @@ class OrtRebuildEngine:
             self._former = (self._session, self.weights)
             self._session, self.weights = session, weights
 
-        return commit
+        return Staged(commit, lambda pixels: self._frame(session, pixels))
 
     def _build(self, weights: Mapping[str, Array]) -> Any:
         check_memory(sum(array.nbytes for array in weights.values()))

@@ -7,12 +7,26 @@ between two frames and is short.  Engines do not lock: the Runtime calls `run` a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 Array = np.ndarray[Any, Any]
 Commit = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A commit of an engine that holds the new weights beside the running ones: `run` answers from them before the commit, from any
+    thread, without disturbing frames."""
+
+    commit: Callable[[], None]
+    run: Callable[[Array], Array] | None = None
+
+    def __call__(self) -> None:
+        """Make the new weights live."""
+        self.commit()
 
 
 class Engine(Protocol):
@@ -30,4 +44,4 @@ class Engine(Protocol):
         """One line for `doctor`: which tensors can be changed, and how that is known."""
 
     def stage(self, new: Mapping[str, Array]) -> Commit:
-        """Prepare whole tensors off the frame path; the returned function makes them live."""
+        """Prepare whole tensors off the frame path; the returned function (a `Staged` where the engine can) makes them live."""

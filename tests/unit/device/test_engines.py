@@ -17,6 +17,7 @@ from edgeedit.device.engines import ort as aliased
 from edgeedit.device.engines import ort_rebuild
 from edgeedit.device.engines.choose import open_engine
 from edgeedit.device.engines.ort_inputs import OrtInputsEngine
+from edgeedit.device.engines.protocol import Staged
 from edgeedit.errors import IntegrityError, RefusedError
 
 Array = np.ndarray[Any, Any]
@@ -55,8 +56,12 @@ def test_engine_follows_its_weights_and_returns_bit_for_bit(world: Any, referenc
     old = {name: engine.weights[name].copy() for name in new}
     commit = engine.stage(new)
     assert np.array_equal(engine.run(pixels), first)  # staging shows nothing
+    beside = commit.run(pixels) if isinstance(commit, Staged) and commit.run is not None else None
+    assert (beside is None) == (mode == "aliased")
+    assert np.array_equal(engine.run(pixels), first)  # nor does a probe of what is staged
     commit()
     after = engine.run(pixels)
+    assert beside is None or np.array_equal(beside, after)
     assert np.abs(after - reference({**bundle.weights(), **new}, pixels)).max() < 1e-4
     assert not np.array_equal(after, first)
     fresh = open_engine(bundle, {**bundle.weights(), **new}, threads=1)

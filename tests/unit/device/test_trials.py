@@ -215,14 +215,31 @@ def test_owner_of_an_earlier_life_is_gone() -> None:
     assert int(pid) == os.getpid()
 
 
-def test_short_memory_is_exit_6_and_nothing_was_swapped(world: Any, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_memory_is_exit_6_before_anything_is_loaded(
+    world: Any, store: Path, start: Callable[..., Runtime], tmp_path: Path, tree: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "p.eep").write_bytes(world.patch(1))
     monkeypatch.setattr(preparing, "available_memory", lambda: 4096)
+    before = tree(store)
     with pytest.raises(RefusedError, match="memory is short") as caught:
         apply_patch(store, tmp_path / "p.eep", threads=1)
-    assert caught.value.exit_code == 6
-    with Store.open(store) as opened:
-        assert (opened.head().id, opened.trial()) == (0, None)
+    assert caught.value.exit_code == 6 and tree(store) == before
+
+    def engine(*_: Any) -> FakeEngine:
+        raise AssertionError("an engine was started")
+
+    with pytest.raises(RefusedError, match="memory is short"):
+        start(engine=engine)
+
+
+def test_memory_that_runs_short_later_reverts_the_trial(
+    world: Any, store: Path, start: Callable[..., Runtime], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with start() as runtime:
+        _stage(store, world.patch(1))
+        monkeypatch.setattr(preparing, "available_memory", lambda: 4096)
+        swap = runtime.step()
+        assert swap is not None and (swap.state, swap.exit_code) == ("reverted", 6) and _is_base(runtime, world)
 
 
 @pytest.mark.parametrize("field", ["after", "result"])
