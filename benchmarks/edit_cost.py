@@ -34,8 +34,9 @@ from edgeedit.edit.methods.method import Task
 from edgeedit.edit.methods.spu import Spu
 from edgeedit.edit.readers import Reader
 from edgeedit.edit.scores import part_name
+from edgeedit.edit.selection import Pass
 from edgeedit.edit.settings import Settings
-from edgeedit.edit.train import Pass, TrainData, fit
+from edgeedit.edit.train import TrainData, fit
 from edgeedit.encoder.encoder import Encoder
 from edgeedit.encoder.load import load_encoder, random_encoder
 from edgeedit.encoder.values import parameter_values, with_values

@@ -8,7 +8,7 @@ every random choice comes from the seed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,13 +17,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import nn
-from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from edgeedit.edit.locality import Locality
 from edgeedit.edit.losses import HeadLoss, TargetLoss
-from edgeedit.edit.quantize import rounded_low_rank, rounded_values
 from edgeedit.edit.readers import Reader
+from edgeedit.edit.selection import Selected, Selection
 from edgeedit.edit.settings import Settings
 from edgeedit.encoder.encoder import Encoder
 from edgeedit.errors import InputError
@@ -32,7 +31,6 @@ from edgeedit.patterns import synthetic_pixels
 Array = np.ndarray[Any, Any]
 WARM_UP = 4  # steps
 PATTERNS = 96  # synthetic images that stand for whatever else the encoder is used for
-WRAPPED = "encoder.wrapped."
 
 
 class Trainable(Protocol):
@@ -46,127 +44,6 @@ class Trainable(Protocol):
 
     def size(self) -> torch.Tensor:
         """Squared norm of the change, differentiable."""
-
-
-class Selection(nn.Module):
-    """The trainable values on top of frozen weights: `sparse` name -> (values, index), `low_rank` name -> (A, B, rows).
-
-    `share_input`: the q, k, v of a block use one input-side factor B.  Columns of an output projection take A.B too, with
-    A over all its rows.  `directions`: weight -> orthonormal (width, n) that the low-rank change must not read."""
-
-    def __init__(
-        self,
-        encoder: Encoder,
-        locality: Locality,
-        rank: int,
-        generator: torch.Generator,
-        *,
-        share_input: bool = False,
-        directions: Mapping[str, torch.Tensor] | None = None,
-        bits: int = 4,
-    ) -> None:
-        super().__init__()
-        frozen = encoder.parameters_by_name()
-        self.base = {name: frozen[name].detach() for name in (*locality.entries, *locality.rows, *locality.columns)}
-        device = next(iter(frozen.values())).device
-        self.index = {name: torch.from_numpy(index).to(device) for name, index in locality.entries.items()}
-        self.rows = {name: torch.from_numpy(rows).to(device) for name, rows in locality.rows.items()}
-        self.columns = {name: torch.from_numpy(columns).to(device) for name, columns in locality.columns.items()}
-        self.directions, self.bits = dict(directions or {}), bits
-        self.values = nn.ParameterList([nn.Parameter(torch.zeros(index.numel(), device=device)) for index in self.index.values()])
-        self.a, self.b = nn.ParameterList(), nn.ParameterList()
-        self.own_b: dict[str, int] = {}  # which factor B a weight uses
-        first = {name: encoder.qkv_names(b)[0] for b in range(encoder.blocks) for name in encoder.qkv_names(b)}
-        for name in (*self.rows, *self.columns):
-            height, width = (self.rows[name].numel() if name in self.rows else self.base[name].shape[0]), self.width(name)
-            # As in LoRA: one factor random, the other zero, so training starts at the base.
-            self.a.append(nn.Parameter(torch.zeros(height, rank, device=device)))
-            leader = first.get(name, name) if share_input else name
-            if leader == name or leader not in self.own_b:
-                self.own_b[name] = len(self.b)
-                self.b.append(nn.Parameter((torch.randn(rank, width, generator=generator) / math.sqrt(width)).to(device)))
-            else:
-                self.own_b[name] = self.own_b[leader]
-
-    def width(self, name: str) -> int:
-        """Inputs that the low-rank part of a weight reads."""
-        return self.columns[name].numel() if name in self.columns else int(self.base[name].shape[1])
-
-    def factors(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """Name -> (A, B) after the projection away from protected directions."""
-        found = {}
-        for name, a in zip((*self.rows, *self.columns), self.a, strict=True):
-            b = self.b[self.own_b[name]]
-            if name in self.directions:
-                b = b - (b @ self.directions[name]) @ self.directions[name].T
-            found[name] = (a, b)
-        return found
-
-    def weights(self, *, rounded: bool = False) -> dict[str, torch.Tensor]:
-        """Parameter name -> base + trained values, differentiable; `rounded`: in integer form, gradients straight through."""
-        result = {}
-        for (name, index), values in zip(self.index.items(), self.values, strict=True):
-            base = self.base[name]
-            used = values + (rounded_values(values.detach(), self.bits) - values.detach()) if rounded else values
-            result[name] = (base.reshape(-1).scatter_add(0, index, used)).reshape(base.shape)
-        for name, (a, b) in self.factors().items():
-            change = a @ b
-            if rounded:
-                change = change + (rounded_low_rank(a.detach(), b.detach()) - change.detach())
-            base = self.base[name]
-            result[name] = (
-                base.index_add(0, self.rows[name], change) if name in self.rows else base.index_add(1, self.columns[name], change)
-            )
-        return result
-
-    def deltas(self) -> tuple[dict[str, Array], dict[str, tuple[Array, Array]]]:
-        """Trained values: FFN name -> vector; low-rank name -> (A, B), float32."""
-        sparse = {name: v.detach().cpu().numpy() for name, v in zip(self.index, self.values, strict=True)}
-        low = {name: (a.detach().cpu().numpy(), b.detach().cpu().numpy()) for name, (a, b) in self.factors().items()}
-        return sparse, low
-
-    def size(self) -> torch.Tensor:
-        """Squared norm of the change."""
-        parts = [v.square().sum() for v in self.values] + [(a @ b).square().sum() for a, b in self.factors().values()]
-        return torch.stack(parts).sum()
-
-
-class Pass(nn.Module):
-    """Features and what follows in ONE call, so that recomputed activations still see the changed weights.
-
-    Every `Trainable` runs its images through one."""
-
-    def __init__(self, encoder: Encoder) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, images: torch.Tensor, then: Callable[[torch.Tensor], float], amp: str) -> float:
-        """What `then` makes of the features (float32) of `images`; `amp` is the dtype of autocast, or off."""
-        with torch.autocast(images.device.type, getattr(torch, amp) if amp != "off" else torch.bfloat16, enabled=amp != "off"):
-            found = self.encoder(images).float()
-        return then(found)
-
-
-class Selected:
-    """A `Trainable`: an encoder with a Selection."""
-
-    def __init__(self, encoder: Encoder, selection: Selection, amp: str) -> None:
-        self.inner, self.selection, self.amp = Pass(encoder), selection, amp
-
-    def run(self, images: torch.Tensor, then: Callable[[torch.Tensor], float], *, rounded: bool) -> float:
-        """See Trainable."""
-        weights = {WRAPPED + name: weight for name, weight in self.selection.weights(rounded=rounded).items()}
-        reached: float = functional_call(self.inner, weights, (images, then, self.amp))
-        return reached
-
-    def groups(self, settings: Settings) -> list[dict[str, Any]]:
-        """Sparse values and factors with a rate each."""
-        chosen = self.selection
-        return [{"params": list(chosen.values), "lr": settings.lr}, {"params": [*chosen.a, *chosen.b], "lr": settings.lr_low_rank}]
-
-    def size(self) -> torch.Tensor:
-        """See Trainable."""
-        return self.selection.size()
 
 
 @dataclass(frozen=True)
@@ -250,8 +127,7 @@ def principal_directions(encoder: Encoder, control: torch.Tensor, names: list[st
 @contextmanager
 def _checkpointed(encoder: Encoder, enabled: bool) -> Iterator[None]:
     """Recompute each block's activations in the backward pass instead of keeping them."""
-    prefix = encoder.names["fc1"].split("{block}")[0]
-    blocks = [encoder.wrapped.get_submodule(f"{prefix}{b}") for b in range(encoder.blocks)] if enabled else []
+    blocks = [encoder.wrapped.get_submodule(name) for name in encoder.block_names()] if enabled else []
     for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     try:

@@ -64,6 +64,11 @@ class Encoder(nn.Module):
         """Name of a block's first FFN weight, shape (hidden, model width)."""
         return self.names["fc1"].format(block=block) + ".weight"
 
+    def block_names(self) -> list[str]:
+        """Module names of the blocks, first to last."""
+        prefix = self.names["fc1"].split("{block}")[0]
+        return [f"{prefix}{block}" for block in range(self.blocks)]
+
     def qkv_names(self, block: int) -> tuple[str, str, str]:
         """Names of a block's query, key and value weights, each (model width, model width)."""
         query, key, value = (self.names[part].format(block=block) + ".weight" for part in ("q", "k", "v"))

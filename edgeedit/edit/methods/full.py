@@ -17,8 +17,9 @@ from torch.func import functional_call
 from edgeedit.edit.locality import Locality
 from edgeedit.edit.methods.alpha import choose_alpha, split_control
 from edgeedit.edit.methods.method import Task, Update
+from edgeedit.edit.selection import WRAPPED, Pass
 from edgeedit.edit.settings import Settings
-from edgeedit.edit.train import WRAPPED, Pass, TrainData, fit
+from edgeedit.edit.train import TrainData, fit
 from edgeedit.encoder.encoder import Encoder
 from edgeedit.encoder.values import with_values
 from edgeedit.errors import InputError

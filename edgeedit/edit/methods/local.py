@@ -19,8 +19,9 @@ from edgeedit.edit.methods.alpha import choose_alpha, split_control
 from edgeedit.edit.methods.method import Task, Update
 from edgeedit.edit.quantize import low_rank_part, sparse_part
 from edgeedit.edit.scores import accumulate
+from edgeedit.edit.selection import Selection
 from edgeedit.edit.settings import Settings
-from edgeedit.edit.train import Selection, TrainData, train
+from edgeedit.edit.train import TrainData, train
 from edgeedit.encoder.encoder import Encoder
 from edgeedit.encoder.values import with_values
 from edgeedit.errors import InputError

@@ -15,8 +15,9 @@ import torch
 from edgeedit.edit.methods.full import FP16, whole_update
 from edgeedit.edit.methods.method import Task, Update
 from edgeedit.edit.scores import part_name
+from edgeedit.edit.selection import Pass
 from edgeedit.edit.settings import Settings
-from edgeedit.edit.train import Pass, TrainData, fit
+from edgeedit.edit.train import TrainData, fit
 from edgeedit.encoder.encoder import Encoder
 from edgeedit.errors import InputError
 

@@ -12,9 +12,10 @@ from PIL import Image
 
 from edgeedit.catalog import load_recipe
 from edgeedit.edit.locality import choose
+from edgeedit.edit.selection import Selected, Selection
 from edgeedit.edit.settings import Settings
 from edgeedit.edit.shots import Shots, load_pixels, load_shots
-from edgeedit.edit.train import Selected, Selection, _optimiser
+from edgeedit.edit.train import _optimiser
 from edgeedit.encoder.encoder import Encoder
 from edgeedit.encoder.values import with_values
 from edgeedit.errors import InputError

@@ -17,8 +17,9 @@ from edgeedit.edit.lorsu import Lorsu
 from edgeedit.edit.quantize import low_rank_part, sparse_part, to_bfloat16
 from edgeedit.edit.readers import Reader, fit_linear, fit_prototypes, load_reader, save_reader
 from edgeedit.edit.run import EditResult, HeldOut, _census, edit
+from edgeedit.edit.selection import Selection
 from edgeedit.edit.shots import Shots, load_pixels
-from edgeedit.edit.train import Selection, TrainData, train
+from edgeedit.edit.train import TrainData, train
 from edgeedit.encoder.encoder import Encoder
 from edgeedit.encoder.values import parameter_values
 from edgeedit.errors import InputError
@@ -267,8 +268,8 @@ def test_training_repairs_the_shots_and_distillation_holds_the_control(encoder: 
     def trained(method: Lorsu) -> tuple[float, float]:
         selection = train(encoder, locality, TrainData(pixels, swapped, control), reader, method, 0, None)
         with torch.no_grad():
-            weights = {f"wrapped.{n}": w for n, w in selection.weights().items()}
-            seen, kept = (torch.func.functional_call(encoder, weights, (x,)) for x in (pixels, control))
+            with selection.placed():
+                seen, kept = encoder(pixels), encoder(control)
             drift = ((kept - encoder(control)) / torch.from_numpy(reader.std)).square().mean()
             return float(torch.nn.functional.cross_entropy(reader.logits(seen), swapped)), float(drift)
 
