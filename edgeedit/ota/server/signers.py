@@ -36,8 +36,17 @@ def as_repository_key(key: Ed25519PublicKey | EllipticCurvePublicKey | RSAPublic
     return SSlibKey.from_crypto(key, keyid=digest_bytes(raw))
 
 
+def load_device_public(path: Path) -> SSlibKey:
+    """Read the public PEM of a device's key, with the id that its receipts carry."""
+    return SSlibKey.from_crypto(_read_public(path))
+
+
 def load_public(path: Path) -> SSlibKey:
     """Read a public PEM (Ed25519, ECDSA, RSA); raises InputError (exit 2) when it is none."""
+    return as_repository_key(_read_public(path))
+
+
+def _read_public(path: Path) -> Ed25519PublicKey | EllipticCurvePublicKey | RSAPublicKey:
     try:
         key = serialization.load_pem_public_key(path.read_bytes())
     except OSError as error:
@@ -46,7 +55,7 @@ def load_public(path: Path) -> SSlibKey:
         raise InputError(f"cannot read key {path}: expected a public key in PEM", hint="give the .pub file") from error
     if not isinstance(key, _PUBLIC):
         raise InputError(f"cannot use key {path}: expected Ed25519, ECDSA or RSA, got {type(key).__name__}")
-    return as_repository_key(key)
+    return key
 
 
 def _load_private(path: Path) -> Signer:
