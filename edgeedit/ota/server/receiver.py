@@ -114,7 +114,7 @@ async def listen(ledger: Ledger, host: str, port: int, site: str, *, stop_after:
         async with aiomqtt.Client(host, port, identifier=f"edgeedit-ledger-{site}", clean_session=False) as client:
             await client.subscribe(TOPIC.format(site=site, device="+"), qos=1)
             async for message in client.messages:
-                payload = message.payload if isinstance(message.payload, bytes) else b""
+                payload = bytes(message.payload)
                 done = await asyncio.to_thread(ledger.ingest, split_lines(payload)[:MAX_BATCH])
                 total.accepted += done.accepted
                 total.known += done.known
