@@ -32,8 +32,6 @@ import patch_rivals
 import patch_vitl
 from patch_case import Case, make_case
 
-from edgeedit.codec.apply import apply_delta
-
 Array = np.ndarray[Any, Any]
 GOAL_SECONDS, GOAL_BYTES = 0.2, 1.4e9
 
@@ -54,7 +52,7 @@ def in_process(case: Case, repeats: int) -> dict[str, Any]:
 
     def once() -> None:
         for name in names:
-            apply_delta(weights[name], case.patch.tensor_delta(name))
+            case.patch.apply(name, weights[name])
 
     seconds = []
     for _ in range(repeats):

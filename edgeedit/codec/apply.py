@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from edgeedit.codec import _core
+from edgeedit.codec.density import as_matrix
 from edgeedit.delta import LowRankPart, SparsePart, TensorDelta
 from edgeedit.errors import IntegrityError
 from edgeedit.rounding import check_scale
@@ -37,18 +38,45 @@ _NOT_FINITE = 6
 
 
 def apply_delta(old: Array, delta: TensorDelta) -> Array:
-    """The new tensor, same shape and dtype as `old` (float32, float16, bfloat16 as uint16, int8; C order, native
-    byte order); elements that `delta`
-    does not name keep their bits.  Raises IntegrityError when `old` does not fit or a result is not finite or no int8 code."""
-    _check(old, delta)
+    """The new tensor, same shape and dtype as `old` (float32, float16, bfloat16 as uint16, int8; C order, native byte order); elements
+    that `delta` does not name keep their bits.  Raises IntegrityError when `old` does not fit or a result is not finite or no
+    int8 code."""
+    _check(old, delta.name, delta.shape)
+    if delta.sparse is not None:
+        check_scale(delta.sparse.step, power_of_two=False)
+    if delta.low_rank is not None:
+        check_scale(delta.low_rank.scale, power_of_two=True)
     height, width = delta.shape if len(delta.shape) == 2 else (1, old.size)
     new = np.empty_like(old, order="C", subok=False)
     status = _core.apply(_DTYPES[old.dtype], _octets(old), _octets(new), height, width, _sparse(delta.sparse), _low_rank(delta.low_rank))
-    if status == _NOT_FINITE:
-        raise IntegrityError(f"delta makes {delta.name} not finite: expected finite weights")
-    if status:
-        raise IntegrityError(f"delta does not fit {delta.name}: {_REASONS[status]}")
+    _raise(status, delta.name)
     return new
+
+
+def apply_coded(old: Array, name: str, section: bytes | memoryview, step: float, low_rank: LowRankPart | None = None) -> Array:
+    """The new tensor as `apply_delta` makes it, straight from a sparse section (and the low-rank part of the same matrix): one pass, and
+    beside the result no memory that grows with the number of entries.  `old` as there; raises IntegrityError as there, and when
+    the section is damaged."""
+    _check(old, name, old.shape)
+    check_scale(step, power_of_two=False)
+    if low_rank is not None:
+        check_scale(low_rank.scale, power_of_two=True)
+    rows, cols = as_matrix(old.shape)
+    new = np.empty_like(old, order="C", subok=False)
+    workspace = np.empty(_core.density_workspace(rows, cols) // 8 + 1, np.uint64).view(np.uint8)
+    data = np.frombuffer(section, np.uint8)
+    status = _core.density_apply(
+        _DTYPES[old.dtype], _octets(old), _octets(new), rows, cols, data, step, _low_rank(low_rank), workspace
+    )  # fmt: skip
+    _raise(status, name)
+    return new
+
+
+def _raise(status: int, name: str) -> None:
+    if status == _NOT_FINITE:
+        raise IntegrityError(f"delta makes {name} not finite: expected finite weights")
+    if status:
+        raise IntegrityError(f"delta does not fit {name}: {_REASONS[status]}")
 
 
 def copy_tensors(pairs: Iterable[tuple[Array, Array]]) -> None:
@@ -64,19 +92,15 @@ def copy_tensors(pairs: Iterable[tuple[Array, Array]]) -> None:
         raise IntegrityError("cannot copy a tensor: expected equal lengths")
 
 
-def _check(old: Array, delta: TensorDelta) -> None:
-    if tuple(old.shape) != delta.shape:
-        raise IntegrityError(f"delta does not fit {delta.name}: expected shape {delta.shape}, got {tuple(old.shape)}")
+def _check(old: Array, name: str, shape: tuple[int, ...]) -> None:
+    if tuple(old.shape) != shape:
+        raise IntegrityError(f"delta does not fit {name}: expected shape {shape}, got {tuple(old.shape)}")
     if old.dtype not in _DTYPES or not old.dtype.isnative:
         raise IntegrityError(
-            f"cannot change {delta.name}: expected float32, float16, bfloat16 or int8 in {sys.byteorder} endian order, got {old.dtype.str}"
+            f"cannot change {name}: expected float32, float16, bfloat16 or int8 in {sys.byteorder} endian order, got {old.dtype.str}"
         )
     if not old.flags.c_contiguous:
-        raise IntegrityError(f"cannot change {delta.name}: expected a C-contiguous tensor, got strides {old.strides}")
-    if delta.sparse is not None:
-        check_scale(delta.sparse.step, power_of_two=False)
-    if delta.low_rank is not None:
-        check_scale(delta.low_rank.scale, power_of_two=True)
+        raise IntegrityError(f"cannot change {name}: expected a C-contiguous tensor, got strides {old.strides}")
 
 
 def _octets(array: Array) -> Array:

@@ -14,6 +14,7 @@
 
 #include "core.h"
 #include "density.h"
+#include "kernels.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -43,6 +44,14 @@ struct LowRankInput {
 
 constexpr int kBadArgument = static_cast<int>(edgeedit::Status::kBadArgument);
 
+// False when the factors do not have the lengths that rank, rows and columns say.
+bool low_rank_of(const LowRankInput& part, edgeedit::LowRank& made) {
+  if (part.rank == 0 || part.rank > edgeedit::kMaxRank) return false;
+  if (part.a.size() != part.rows.size() * part.rank || part.b.size() != part.cols.size() * part.rank) return false;
+  made = {part.rows.data(), part.rows.size(), part.cols.data(), part.cols.size(), part.a.data(), part.b.data(), part.rank, part.scale};
+  return true;
+}
+
 int apply(int dtype, const In<std::uint8_t>& old, const Out<std::uint8_t>& out, std::uint64_t height, std::uint64_t width,
           const std::optional<SparseInput>& sparse, const std::optional<LowRankInput>& low_rank) {
   const std::uint64_t item = edgeedit::item_size(static_cast<edgeedit::Dtype>(dtype));
@@ -59,12 +68,7 @@ int apply(int dtype, const In<std::uint8_t>& old, const Out<std::uint8_t>& out, 
                    sparse->step};
   }
   edgeedit::LowRank low_rank_part{};
-  if (low_rank) {
-    const LowRankInput& part = *low_rank;
-    if (part.rank == 0 || part.rank > edgeedit::kMaxRank) return kBadArgument;
-    if (part.a.size() != part.rows.size() * part.rank || part.b.size() != part.cols.size() * part.rank) return kBadArgument;
-    low_rank_part = {part.rows.data(), part.rows.size(), part.cols.data(), part.cols.size(), part.a.data(), part.b.data(), part.rank, part.scale};
-  }
+  if (low_rank && !low_rank_of(*low_rank, low_rank_part)) return kBadArgument;
   const nb::gil_scoped_release release;
   return static_cast<int>(edgeedit::apply(static_cast<edgeedit::Dtype>(dtype), old.data(), out.data(), height, width,
                                           sparse ? &sparse_part : nullptr, low_rank ? &low_rank_part : nullptr));
@@ -87,6 +91,18 @@ int density_decode(const In<std::uint8_t>& data, std::uint64_t rows, std::uint64
   const nb::gil_scoped_release release;
   return static_cast<int>(edgeedit::density_decode(data.data(), data.size(), rows, cols, bitmap.data(), q.data(), q.size(), workspace.data(),
                                                    workspace.size()));
+}
+
+int density_apply(int dtype, const In<std::uint8_t>& old, const Out<std::uint8_t>& out, std::uint64_t rows, std::uint64_t cols,
+                  const In<std::uint8_t>& section, double step, const std::optional<LowRankInput>& low_rank, const Out<std::uint8_t>& workspace) {
+  const std::uint64_t item = edgeedit::item_size(static_cast<edgeedit::Dtype>(dtype));
+  if (edgeedit::density_workspace(rows, cols) == 0 || old.size() != rows * cols * item || out.size() != old.size()) return kBadArgument;
+  edgeedit::LowRank low_rank_part{};
+  if (low_rank && !low_rank_of(*low_rank, low_rank_part)) return kBadArgument;
+  const edgeedit::CodedSparse coded{section.data(), section.size(), static_cast<float>(step)};
+  const nb::gil_scoped_release release;
+  return static_cast<int>(edgeedit::density_apply(static_cast<edgeedit::Dtype>(dtype), old.data(), out.data(), rows, cols, coded,
+                                                  low_rank ? &low_rank_part : nullptr, workspace.data(), workspace.size()));
 }
 
 std::pair<int, std::uint64_t> density_encode(const In<std::int64_t>& index, const In<std::int16_t>& q, std::uint64_t rows, std::uint64_t cols,
@@ -146,6 +162,9 @@ NB_MODULE(_core, m) {
   m.def("density_workspace", &edgeedit::density_workspace, nb::arg("rows"), nb::arg("cols"));
   m.def("density_decode", &density_decode, nb::arg("data").noconvert(), nb::arg("rows"), nb::arg("cols"), nb::arg("bitmap").noconvert(),
         nb::arg("q").noconvert(), nb::arg("workspace").noconvert());
+  m.def("density_apply", &density_apply, nb::arg("dtype"), nb::arg("old").noconvert(), nb::arg("out").noconvert(), nb::arg("rows"),
+        nb::arg("cols"), nb::arg("section").noconvert(), nb::arg("step"), nb::arg("low_rank").none(), nb::arg("workspace").noconvert());
+  m.def("use_scalar", &edgeedit::use_scalar, nb::arg("only"));
   m.def("density_encode", &density_encode, nb::arg("index").noconvert(), nb::arg("q").noconvert(), nb::arg("rows"), nb::arg("cols"),
         nb::arg("row_class").noconvert(), nb::arg("col_class").noconvert(), nb::arg("out").noconvert());
   m.def("copy_tensors", &copy_tensors, nb::arg("pairs").noconvert());

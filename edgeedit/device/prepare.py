@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from edgeedit.bundle import PROBES_FILE, Bundle
-from edgeedit.codec.apply import apply_delta
 from edgeedit.digest import TensorDigest, digest_array, fingerprint
 from edgeedit.errors import IntegrityError, MismatchError, RefusedError
 from edgeedit.patch.read import Patch
@@ -84,7 +83,7 @@ def prepare(
         if row.name not in current or digests[row.name].sha256 != row.before:
             raise MismatchError(f"tensor {row.name} is not the one the patch was made for", hint="apply the patches in their order")
         try:
-            made = apply_delta(current[row.name], patch.tensor_delta(row.name))
+            made = patch.apply(row.name, current[row.name])
         except MemoryError as error:
             raise RefusedError(f"memory is short: cannot compute {row.name}", hint="stop other programs or use a smaller patch") from error
         got = digest_array(made)

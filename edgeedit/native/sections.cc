@@ -60,22 +60,6 @@ std::vector<std::int64_t> indices(const std::vector<std::uint8_t>& content, std:
 
 }  // namespace
 
-SparsePart decode_sparse(std::string_view section, std::uint64_t rows, std::uint64_t cols) {
-  const auto* data = reinterpret_cast<const std::uint8_t*>(section.data());
-  std::uint64_t count = 0;
-  if (section.empty() || density_count(data, section.size(), rows, cols, &count) != Status::kOk) {
-    refuse("sparse section does not fit its tensor: expected a header of at most " + std::to_string(rows * cols) + " entries");
-  }
-  SparsePart part;
-  part.bitmap.resize((rows * cols + 7) / 8);
-  part.q.resize(count);
-  std::vector<std::uint64_t> workspace(density_workspace(rows, cols) / 8 + 1);
-  const Status status =
-      density_decode(data, section.size(), rows, cols, part.bitmap.data(), part.q.data(), count, workspace.data(), workspace.size() * 8);
-  if (status != Status::kOk) refuse("sparse section is damaged: expected " + std::to_string(count) + " entries in whole streams");
-  return part;
-}
-
 LowRankPart decode_low_rank(std::string_view section, std::uint64_t height, std::uint64_t width) {
   if (section.size() < 20) refuse("low-rank section has a wrong length: expected at least 20 bytes");
   const std::uint64_t rank = u32(section, 0), row_count = u32(section, 4), col_count = u32(section, 8);
@@ -101,23 +85,25 @@ LowRankPart decode_low_rank(std::string_view section, std::uint64_t height, std:
 void apply_sections(const PatchTensor& row, std::string_view sparse, std::string_view low_rank, const void* old, void* out) {
   const bool matrix = row.shape.size() == 2;
   const std::uint64_t height = matrix ? row.shape[0] : 1, width = matrix ? row.shape[1] : row.elements();
-  SparsePart first;
   LowRankPart second;
-  Sparse sparse_part{};
   LowRank low_rank_part{};
-  if (row.sparse) {
-    // FORMAT 6: a vector is one row, otherwise the first dimension against the rest.
-    const std::uint64_t rows = row.shape.size() == 1 ? 1 : row.shape[0];
-    first = decode_sparse(sparse, rows, row.elements() / rows);
-    sparse_part = {nullptr, first.bitmap.data(), first.bitmap.size(), first.q.data(), first.q.size(), row.step};
-  }
   if (row.low_rank) {
     second = decode_low_rank(low_rank, height, width);
     low_rank_part = {second.rows.data(), second.rows.size(), second.cols.data(), second.cols.size(),
                      second.a.data(),    second.b.data(),    second.rank,        row.scale};
   }
-  const Status status = edgeedit::apply(core_dtype(row.dtype), old, out, height, width, row.sparse ? &sparse_part : nullptr,
-                                        row.low_rank ? &low_rank_part : nullptr);
+  const LowRank* const low = row.low_rank ? &low_rank_part : nullptr;
+  Status status = Status::kOk;
+  if (row.sparse) {
+    // FORMAT 6: a vector is one row, otherwise the first dimension against the rest.
+    const std::uint64_t rows = row.shape.size() == 1 ? 1 : row.shape[0], cols = row.elements() / rows;
+    const CodedSparse coded{reinterpret_cast<const std::uint8_t*>(sparse.data()), sparse.size(), row.step};
+    std::vector<std::uint64_t> workspace(density_workspace(rows, cols) / 8 + 1);
+    status = density_apply(core_dtype(row.dtype), old, out, rows, cols, coded, low, workspace.data(), workspace.size() * 8);
+    if (sparse.empty() || status == Status::kMalformed) refuse("sparse section of " + row.name + " is damaged: expected whole streams");
+  } else {
+    status = edgeedit::apply(core_dtype(row.dtype), old, out, height, width, nullptr, low);
+  }
   if (status == Status::kNotFinite) refuse("delta makes " + row.name + " not finite: expected finite weights");
   if (status != Status::kOk) refuse("delta does not fit " + row.name + ": got status " + std::to_string(static_cast<int>(status)));
 }

@@ -11,11 +11,6 @@
 
 namespace edgeedit::native {
 
-struct SparsePart {
-  std::vector<std::uint8_t> bitmap;
-  std::vector<std::int16_t> q;
-};
-
 struct LowRankPart {
   std::vector<std::int64_t> rows;
   std::vector<std::int64_t> cols;
@@ -24,7 +19,6 @@ struct LowRankPart {
   std::uint64_t rank = 0;
 };
 
-SparsePart decode_sparse(std::string_view section, std::uint64_t rows, std::uint64_t cols);
 LowRankPart decode_low_rank(std::string_view section, std::uint64_t height, std::uint64_t width);
 
 // Decodes the parts that `row` has and writes the new tensor; `old` and `out` have row.bytes() bytes.  Checks no digest.

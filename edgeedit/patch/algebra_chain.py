@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from edgeedit.bundle import Bundle
-from edgeedit.codec.apply import apply_delta
 from edgeedit.digest import digest_array
 from edgeedit.errors import InputError, IntegrityError, MismatchError
 from edgeedit.limits import MAX_CHAIN
@@ -73,7 +72,7 @@ def follow(name: str, load: Callable[[str], Array], digest: str, patches: Sequen
             continue
         if row.before != digest:
             raise MismatchError(f"tensor {name} is not the one the patch was made for: expected {row.before[:12]}, got {digest[:12]}")
-        old = apply_delta(old, patch.tensor_delta(name))
+        old = patch.apply(name, old)
         digest = digest_array(old)
         if digest != row.after:
             raise IntegrityError(f"tensor {name} came out wrong: expected digest {row.after[:12]}, got {digest[:12]}")

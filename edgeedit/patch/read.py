@@ -57,15 +57,31 @@ class Patch:
     def tensor_delta(self, name: str) -> TensorDelta:
         """Decode the change of one tensor; raises IntegrityError when a section does not decode to a legal change."""
         # Imported here so that verifying needs no native library.
-        from edgeedit.codec.sections import decode_low_rank, decode_sparse
+        from edgeedit.codec.sections import decode_sparse
 
         tensor = self.tensor(name)
-        sparse, low_rank = None, None
+        sparse = None
         if tensor.sparse is not None and tensor.step is not None:
             sparse = SparsePart(*decode_sparse(self.section_bytes(tensor.sparse), tensor.shape), tensor.step)
-        if tensor.low_rank is not None and tensor.scale is not None:
-            low_rank = LowRankPart(*decode_low_rank(self.section_bytes(tensor.low_rank), tensor.shape), tensor.scale)
-        return TensorDelta(name, tensor.shape, sparse, low_rank)
+        return TensorDelta(name, tensor.shape, sparse, self._low_rank(tensor))
+
+    def apply(self, name: str, old: Array) -> Array:
+        """The new tensor: what `apply_delta(old, self.tensor_delta(name))` gives, without a list of positions; raises IntegrityError."""
+        from edgeedit.codec.apply import apply_coded, apply_delta
+
+        tensor = self.tensor(name)
+        if tuple(old.shape) != tensor.shape:
+            raise IntegrityError(f"patch does not fit {name}: expected shape {tensor.shape}, got {tuple(old.shape)}")
+        if tensor.sparse is None or tensor.step is None:
+            return apply_delta(old, self.tensor_delta(name))
+        return apply_coded(old, name, self.section_bytes(tensor.sparse), tensor.step, self._low_rank(tensor))
+
+    def _low_rank(self, tensor: PatchTensor) -> LowRankPart | None:
+        from edgeedit.codec.sections import decode_low_rank
+
+        if tensor.low_rank is None or tensor.scale is None:
+            return None
+        return LowRankPart(*decode_low_rank(self.section_bytes(tensor.low_rank), tensor.shape), tensor.scale)
 
     def expected(self) -> Array:
         """Expected probe outputs, float32 (count, width); raises IntegrityError when damaged or not finite."""

@@ -3,32 +3,13 @@
 #include <cstring>
 #include <limits>
 
+#include "checks.h"
+#include "kernels.h"
+#include "low_rank_rows.h"
 #include "scalar.h"
 
 namespace edgeedit {
 namespace {
-
-// One element type: how it is stored, widened to float and rounded; `finite` looks at the stored bits.
-struct Single {
-  using Stored = std::uint32_t;
-  static EDGEEDIT_INLINE float load(Stored bits) noexcept { return as_float(bits); }
-  static EDGEEDIT_INLINE Stored store(float value) noexcept { return as_bits(value); }
-  static EDGEEDIT_INLINE bool finite(Stored bits) noexcept { return (bits & 0x7F800000U) != 0x7F800000U; }
-};
-
-struct Half {
-  using Stored = std::uint16_t;
-  static EDGEEDIT_INLINE float load(Stored bits) noexcept { return as_float(widen_half(bits)); }
-  static EDGEEDIT_INLINE Stored store(float value) noexcept { return narrow_half(as_bits(value)); }
-  static EDGEEDIT_INLINE bool finite(Stored bits) noexcept { return (bits & 0x7C00U) != 0x7C00U; }
-};
-
-struct Bfloat16 {
-  using Stored = std::uint16_t;
-  static EDGEEDIT_INLINE float load(Stored bits) noexcept { return as_float(static_cast<std::uint32_t>(bits) << 16); }
-  static EDGEEDIT_INLINE Stored store(float value) noexcept { return narrow_bfloat16(as_bits(value)); }
-  static EDGEEDIT_INLINE bool finite(Stored bits) noexcept { return (bits & 0x7F80U) != 0x7F80U; }
-};
 
 constexpr std::uint64_t kEnd = std::numeric_limits<std::uint64_t>::max();
 
@@ -57,16 +38,6 @@ EDGEEDIT_INLINE std::uint64_t load_word(const std::uint8_t* bitmap, std::uint64_
   const std::uint64_t length = bytes - start < 8 ? bytes - start : 8;
   for (std::uint64_t i = 0; i < length; ++i) bits |= static_cast<std::uint64_t>(bitmap[start + i]) << (8 * i);
   return bits;
-}
-
-EDGEEDIT_INLINE std::uint64_t lowest_bit(std::uint64_t bits) noexcept {
-#if defined(__GNUC__)
-  return static_cast<std::uint64_t>(__builtin_ctzll(bits));
-#else
-  std::uint64_t place = 0;
-  while (((bits >> place) & 1U) == 0) ++place;
-  return place;
-#endif
 }
 
 EDGEEDIT_INLINE std::uint64_t ones(std::uint64_t bits) noexcept {
@@ -104,25 +75,6 @@ class BitmapCursor {
   std::uint64_t position_ = kEnd;
 };
 
-bool ascending(const std::int64_t* values, std::uint64_t count, std::uint64_t bound) noexcept {
-  std::int64_t last = -1;
-  bool fine = true;
-  for (std::uint64_t i = 0; i < count; ++i) {
-    fine &= values[i] > last;
-    last = values[i];
-  }
-  return fine && (count == 0 || static_cast<std::uint64_t>(last) < bound);
-}
-
-// At most `bits` significant bits, inside [2^-60, 2^20]; looks at the bit pattern, so no control register matters.
-bool legal_scale(float value, int bits) noexcept {
-  const std::uint32_t pattern = as_bits(value);
-  const int exponent = static_cast<int>(pattern >> 23) - 127;  // a set sign bit gives an exponent above every limit
-  const std::uint32_t significand = pattern & 0x7FFFFFU;
-  if (exponent < kMinScaleExp || exponent > kMaxScaleExp || (exponent == kMaxScaleExp && significand != 0)) return false;
-  return (significand & ((1U << (24 - bits)) - 1U)) == 0;
-}
-
 Status check_sparse(const Sparse& sparse, std::uint64_t elements) noexcept {
   if ((sparse.index == nullptr) == (sparse.bitmap == nullptr) || sparse.q == nullptr || sparse.count == 0) return Status::kBadArgument;
   if (sparse.count > elements) return Status::kTooLarge;
@@ -143,28 +95,6 @@ Status check_sparse(const Sparse& sparse, std::uint64_t elements) noexcept {
   return fine ? Status::kOk : Status::kBadStep;
 }
 
-Status check_low_rank(const LowRank& part, std::uint64_t height, std::uint64_t width) noexcept {
-  if (part.rows == nullptr || part.cols == nullptr || part.a == nullptr || part.b == nullptr) return Status::kBadArgument;
-  if (part.row_count == 0 || part.col_count == 0 || part.rank == 0) return Status::kBadArgument;
-  if (part.rank > kMaxRank || part.row_count > height || part.col_count > width) return Status::kTooLarge;
-  if (!legal_scale(part.scale, 1)) return Status::kBadScale;
-  if (!ascending(part.rows, part.row_count, height) || !ascending(part.cols, part.col_count, width)) return Status::kBadIndex;
-  return Status::kOk;
-}
-
-constexpr std::uint64_t kChunk = 1024;  // columns whose integer sums lie on the stack at once
-
-// sums[j] = row of A times column `first + j` of B.  |sum| <= 1024 * 128 * 128 = 2^24, so int32 holds it and float does exactly.
-void integer_sums(const LowRank& part, std::uint64_t row, std::uint64_t first, std::uint64_t length, std::int32_t* sums) noexcept {
-  std::memset(sums, 0, length * sizeof(*sums));
-  for (std::uint64_t k = 0; k < part.rank; ++k) {
-    const std::int32_t factor = part.a[row * part.rank + k];
-    if (factor == 0) continue;
-    const std::int8_t* line = part.b + k * part.col_count + first;
-    for (std::uint64_t j = 0; j < length; ++j) sums[j] += factor * line[j];
-  }
-}
-
 // Merges the two ascending walks; every named element is read from `old`, computed, rounded once and written once.
 template <class Element, class Cursor>
 class Applier {
@@ -174,12 +104,13 @@ class Applier {
       : old_(static_cast<const Stored*>(old)), out_(static_cast<Stored*>(out)), cursor_(cursor), sparse_(sparse) {}
 
   void low_rank(const LowRank& part, std::uint64_t width) noexcept {
-    std::int32_t sums[kChunk];
+    std::int32_t sums[kSumsAtOnce];
+    const Kernels::Products products = kernels().products;
     for (std::uint64_t i = 0; i < part.row_count; ++i) {
       const std::uint64_t base = static_cast<std::uint64_t>(part.rows[i]) * width;
-      for (std::uint64_t first = 0; first < part.col_count; first += kChunk) {
-        const std::uint64_t length = part.col_count - first < kChunk ? part.col_count - first : kChunk;
-        integer_sums(part, i, first, length, sums);
+      for (std::uint64_t first = 0; first < part.col_count; first += kSumsAtOnce) {
+        const std::uint64_t length = part.col_count - first < kSumsAtOnce ? part.col_count - first : kSumsAtOnce;
+        products(part.a + i * part.rank, part.b + first, part.rank, part.col_count, length, sums);
         add_sums(base, part.cols + first, length, sums, part.scale);
       }
     }
@@ -244,10 +175,9 @@ EDGEEDIT_NOINLINE bool run(const void* old, void* out, std::uint64_t width, cons
 }
 
 template <class Element>
-bool run_element(const void* old, void* out, std::uint64_t width, const Sparse* sparse, const LowRank* low_rank) noexcept {
-  const Sparse none{nullptr, nullptr, 0, nullptr, 0, 0.0F};
-  if (sparse != nullptr && sparse->bitmap != nullptr) return run<Element, BitmapCursor>(old, out, width, *sparse, low_rank);
-  return run<Element, IndexCursor>(old, out, width, sparse != nullptr ? *sparse : none, low_rank);
+bool run_element(const void* old, void* out, std::uint64_t width, const Sparse& sparse, const LowRank* low_rank) noexcept {
+  if (sparse.bitmap != nullptr) return run<Element, BitmapCursor>(old, out, width, sparse, low_rank);
+  return run<Element, IndexCursor>(old, out, width, sparse, low_rank);
 }
 
 template <class Cursor>
@@ -282,11 +212,12 @@ Status apply(Dtype dtype, const void* old, void* out, std::uint64_t height, std:
   std::memcpy(out, old, static_cast<std::size_t>(elements * item_size(dtype)));
   if (dtype == Dtype::kInt8) return add_codes(static_cast<std::int8_t*>(out), sparse, low_rank);
   const FloatEnvironment plain;
+  if (sparse == nullptr) return add_low_rank(dtype, old, out, width, *low_rank) ? Status::kOk : Status::kNotFinite;
   bool finite = false;
   switch (dtype) {
-    case Dtype::kFloat32: finite = run_element<Single>(old, out, width, sparse, low_rank); break;
-    case Dtype::kFloat16: finite = run_element<Half>(old, out, width, sparse, low_rank); break;
-    case Dtype::kBfloat16: finite = run_element<Bfloat16>(old, out, width, sparse, low_rank); break;
+    case Dtype::kFloat32: finite = run_element<Single>(old, out, width, *sparse, low_rank); break;
+    case Dtype::kFloat16: finite = run_element<Half>(old, out, width, *sparse, low_rank); break;
+    case Dtype::kBfloat16: finite = run_element<Bfloat16>(old, out, width, *sparse, low_rank); break;
     case Dtype::kInt8: break;
   }
   return finite ? Status::kOk : Status::kNotFinite;

@@ -37,6 +37,17 @@ std::uint64_t density_workspace(std::uint64_t rows, std::uint64_t cols) noexcept
 Status density_decode(const std::uint8_t* data, std::uint64_t size, std::uint64_t rows, std::uint64_t cols, std::uint8_t* bitmap,
                       std::int16_t* q, std::uint64_t count, void* workspace, std::uint64_t workspace_bytes) noexcept;
 
+// Decodes a section and adds it to weights in one pass, together with the low-rank part of the same matrix, if there is one: writes the
+// new tensor to `out`, which must not overlap `old`.  The same bits as density_decode() and then apply(), without bitmap and list
+// of steps.  Unless the status is kOk, `out` holds nothing of use.
+struct CodedSparse {
+  const std::uint8_t* data;
+  std::uint64_t size;
+  float step;
+};
+Status density_apply(Dtype dtype, const void* old, void* out, std::uint64_t rows, std::uint64_t cols, const CodedSparse& sparse,
+                     const LowRank* low_rank, void* workspace, std::uint64_t workspace_bytes) noexcept;
+
 // Server side.  `index` ascending, `q` the steps, classes as above (a class 0 only where there is no entry); writes at most `capacity` bytes.
 // Allocates scratch memory; kTooLarge when there is none or `capacity` is too small, kBadArgument when classes and entries disagree.
 Status density_encode(const std::int64_t* index, const std::int16_t* q, std::uint64_t count, std::uint64_t rows, std::uint64_t cols,

@@ -6,6 +6,7 @@
 #ifndef EDGEEDIT_RANS_H_
 #define EDGEEDIT_RANS_H_
 
+#include <cstddef>
 #include <cstdint>
 
 #include "class_tables.h"
@@ -76,6 +77,18 @@ class RansReader {
     return found & 0xFFU;
   }
 
+  // `count` symbols, the n-th by table `table(n)`: the same as that many calls of `get`.  Eight lanes are kept in registers, without a
+  // branch on data, so that their chains of multiply and load overlap; one vector of eight would wait for its slowest lane each time.
+  template <class Table>
+  void get_many(const Table& table, std::uint64_t count, std::uint8_t* __restrict out) noexcept {
+    std::uint64_t n = 0;
+    if (lanes_ == kMaxLanes) {
+      for (; n < count && number_ % kMaxLanes != 0; ++n) out[n] = static_cast<std::uint8_t>(get(table(n)));
+      n += eights(table, n, count, out);
+    }
+    for (; n < count; ++n) out[n] = static_cast<std::uint8_t>(get(table(n)));
+  }
+
   // True when exactly the whole stream was read.
   bool whole() const noexcept {
     bool fine = !short_ && next_ == end_;
@@ -84,6 +97,38 @@ class RansReader {
   }
 
  private:
+  // Symbols first.. in whole eights, while the words that eight symbols can need are there; returns how many it read.
+  template <class Table>
+  std::uint64_t eights(const Table& table, std::uint64_t first, std::uint64_t count, std::uint8_t* __restrict out) noexcept {
+    std::uint32_t s0 = states_[0], s1 = states_[1], s2 = states_[2], s3 = states_[3];
+    std::uint32_t s4 = states_[4], s5 = states_[5], s6 = states_[6], s7 = states_[7];
+    const std::uint8_t* next = next_;
+    const auto step = [&next](std::uint32_t& state, const std::uint32_t* slots) noexcept {
+      const std::uint32_t found = slots[state & (kTotal - 1)];
+      const std::uint32_t moved = (((found >> 8) & 0xFFFU) + 1) * (state >> 12) + (found >> 20);
+      const std::uint32_t word = static_cast<std::uint32_t>(next[0]) | static_cast<std::uint32_t>(next[1]) << 8;
+      const std::uint32_t low = moved < kLow ? 1U : 0U;
+      state = low != 0 ? moved << 16 | word : moved;
+      next += 2 * low;
+      return static_cast<std::uint8_t>(found);
+    };
+    std::uint64_t n = first;
+    for (; count - n >= kMaxLanes && end_ - next >= 2 * static_cast<std::ptrdiff_t>(kMaxLanes); n += kMaxLanes) {
+      out[n] = step(s0, table(n));
+      out[n + 1] = step(s1, table(n + 1));
+      out[n + 2] = step(s2, table(n + 2));
+      out[n + 3] = step(s3, table(n + 3));
+      out[n + 4] = step(s4, table(n + 4));
+      out[n + 5] = step(s5, table(n + 5));
+      out[n + 6] = step(s6, table(n + 6));
+      out[n + 7] = step(s7, table(n + 7));
+    }
+    const std::uint32_t states[kMaxLanes] = {s0, s1, s2, s3, s4, s5, s6, s7};
+    for (std::uint32_t i = 0; i < kMaxLanes; ++i) states_[i] = states[i];
+    next_ = next;
+    return n - first;
+  }
+
   std::uint32_t states_[kMaxLanes] = {};
   std::uint32_t lanes_ = 1;
   std::uint64_t number_ = 0;

@@ -79,6 +79,16 @@ EDGEEDIT_INLINE std::uint32_t as_bits(float value) noexcept {
   return bits;
 }
 
+EDGEEDIT_INLINE std::uint64_t lowest_bit(std::uint64_t bits) noexcept {
+#if defined(__GNUC__)
+  return static_cast<std::uint64_t>(__builtin_ctzll(bits));
+#else
+  std::uint64_t place = 0;
+  while (((bits >> place) & 1U) == 0) ++place;
+  return place;
+#endif
+}
+
 EDGEEDIT_INLINE std::uint32_t widen_half(std::uint32_t half) noexcept {
   const std::uint32_t sign = (half & 0x8000U) << 16;
   const std::uint32_t magnitude = half & 0x7FFFU;
@@ -120,6 +130,28 @@ EDGEEDIT_INLINE std::uint16_t narrow_bfloat16(std::uint32_t bits) noexcept {
   if ((bits & 0x7FFFFFFFU) > 0x7F800000U) return static_cast<std::uint16_t>((bits >> 16) | 0x40U);
   return static_cast<std::uint16_t>((bits + 0x7FFFU + ((bits >> 16) & 1U)) >> 16);
 }
+
+// One element type: how it is stored, widened to float and rounded; `finite` looks at the stored bits.
+struct Single {
+  using Stored = std::uint32_t;
+  static EDGEEDIT_INLINE float load(Stored bits) noexcept { return as_float(bits); }
+  static EDGEEDIT_INLINE Stored store(float value) noexcept { return as_bits(value); }
+  static EDGEEDIT_INLINE bool finite(Stored bits) noexcept { return (bits & 0x7F800000U) != 0x7F800000U; }
+};
+
+struct Half {
+  using Stored = std::uint16_t;
+  static EDGEEDIT_INLINE float load(Stored bits) noexcept { return as_float(widen_half(bits)); }
+  static EDGEEDIT_INLINE Stored store(float value) noexcept { return narrow_half(as_bits(value)); }
+  static EDGEEDIT_INLINE bool finite(Stored bits) noexcept { return (bits & 0x7C00U) != 0x7C00U; }
+};
+
+struct Bfloat16 {
+  using Stored = std::uint16_t;
+  static EDGEEDIT_INLINE float load(Stored bits) noexcept { return as_float(static_cast<std::uint32_t>(bits) << 16); }
+  static EDGEEDIT_INLINE Stored store(float value) noexcept { return narrow_bfloat16(as_bits(value)); }
+  static EDGEEDIT_INLINE bool finite(Stored bits) noexcept { return (bits & 0x7F80U) != 0x7F80U; }
+};
 
 }  // namespace edgeedit
 
