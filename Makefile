@@ -109,8 +109,10 @@ test-transformers: wheel $(VENV)/.assets
 # System packages for tests (root): compilers, OpenSSL and zlib for this machine and for aarch64, and qemu-user to run the latter.
 BENCH_PACKAGES := bsdiff xdelta3 zstd zchunk
 NATIVE_PACKAGES := g++ clang pkg-config libssl-dev zlib1g-dev g++-aarch64-linux-gnu qemu-user libssl-dev:arm64 zlib1g-dev:arm64
+SYSTEM_PACKAGES := systemd
 test-deps:
 	@dpkg -s $(BENCH_PACKAGES) >/dev/null 2>&1 || (apt-get update -q && apt-get install -yq $(BENCH_PACKAGES))
+	@dpkg -s $(SYSTEM_PACKAGES) >/dev/null 2>&1 || (apt-get update -q && apt-get install -yq --no-install-recommends $(SYSTEM_PACKAGES))
 	@dpkg -s $(NATIVE_PACKAGES) >/dev/null 2>&1 || (dpkg --add-architecture arm64 && apt-get update -q && apt-get install -yq $(NATIVE_PACKAGES))
 
 # Fashion-MNIST (31 MB, MIT) for benchmarks/edit_quality.py, unpacked from the Debian package without installing it (no root).

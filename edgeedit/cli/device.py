@@ -15,14 +15,16 @@ _STORE = click.option("--store", "store", required=True, type=click.Path(path_ty
 @click.argument("bundle", type=click.Path(path_type=Path))
 @_STORE
 @click.option("--trust", multiple=True, required=True, type=click.Path(path_type=Path), help="Public key that may sign patches.")
+@click.option("--device-id", "device", default="", help="The camera's name in rollouts and receipts; a random one by default.")
 @json_option
-def provision(bundle: Path, store: Path, trust: tuple[Path, ...], as_json: bool) -> None:
+def provision(bundle: Path, store: Path, trust: tuple[Path, ...], device: str, as_json: bool) -> None:
     """Copy BUNDLE and the trusted keys into a new store."""
     from edgeedit.device.store import Store
 
-    with Store.create(store, bundle, list(trust)) as made:
-        fingerprint = made.head().result
-    emit({"store": str(store), "fingerprint": fingerprint}, f"provisioned {store}\nfingerprint {fingerprint}", as_json=as_json)
+    with Store.create(store, bundle, list(trust), device=device) as made:
+        fingerprint, name = made.head().result, made.device
+    value = {"store": str(store), "fingerprint": fingerprint, "device": name}
+    emit(value, f"provisioned {store}\nfingerprint {fingerprint}\ndevice {name}", as_json=as_json)
 
 
 @click.command()

@@ -45,6 +45,8 @@ COMMANDS = {
     "stage": ("edgeedit.cli.device", "stage", "Verify and stage a patch for a running application to take."),
     "status": ("edgeedit.cli.device", "status", "Show what a store runs and its history."),
     "rollback": ("edgeedit.cli.device", "rollback", "Return to the former generation, bit for bit."),
+    "agent": ("edgeedit.cli.agent", "agent", "Poll for releases, fetch, verify and stage them (a service)."),
+    "collect": ("edgeedit.cli.agent", "collect", "Remove patches that no kept generation names."),
     "bench": ("edgeedit.cli.device", "bench", "Measure frames before, during and after a swap on this device."),
     "doctor": ("edgeedit.cli.device", "doctor", "Check this machine and a store; says how to fix what is wrong."),
 }

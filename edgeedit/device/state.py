@@ -18,6 +18,7 @@ from edgeedit.errors import InputError, IntegrityError, RefusedError
 from edgeedit.limits import MAX_RECEIPTS
 
 _BUSY_SECONDS = 10.0
+LEFT = "the generation it was made for was left"  # why a trial ended without being at fault
 _FIELDS = "id, parent, patch, result, state, attempts, reason, release, sequence"
 
 
@@ -155,7 +156,7 @@ def move_head(db: sqlite3.Connection, number: int) -> None:
     db.execute("UPDATE head SET generation = ?", (number,))
     trial = read_trial(db)
     if trial is not None and trial.parent != number:
-        set_state(db, trial.id, "reverted", "the generation it was made for was left")
+        set_state(db, trial.id, "reverted", LEFT)
 
 
 def add_receipt(db: sqlite3.Connection, number: int, state: str, reason: str) -> None:

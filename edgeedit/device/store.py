@@ -137,6 +137,13 @@ class Store:
         with self._read() as db:
             return state.read_chain(db, number)
 
+    def failed_patches(self) -> frozenset[str]:
+        """Digests of patches that failed here, that the store refused, or that somebody rolled back; not those that were only left."""
+        query = """SELECT patch FROM generation WHERE state = 'reverted' AND reason <> :left
+            UNION SELECT patch FROM receipt WHERE state = 'reverted' AND reason <> :left"""
+        with self._read() as db:
+            return frozenset(row[0] for row in db.execute(query, {"left": state.LEFT}).fetchall())
+
     def chain_bytes(self, number: int) -> int:
         """Bytes of the patch files of a generation's chain; a missing file counts nothing, as reading it will say so."""
         paths = [self._object(generation.patch) for generation in self.chain(number)]

@@ -54,7 +54,7 @@ _CUTS = [
     (_STORE + "Store.claim", "after", 1, 0, "trying", 1),
     (_RUNTIME + "prepare", "after", 1, 0, "trying", 1),
     (_RUNTIME + "Runtime._exchange", "after", 1, 0, "trying", 1),
-    (_RUNTIME + "Runtime._probe", "after", 1, 0, "trying", 1),
+    (_RUNTIME + "Runtime._prove", "after", 1, 0, "trying", 1),
     (_STORE + "Store.confirm", "before", 1, 0, "trying", 1),
     (_STATE + "set_state", "after", 1, 0, "trying", 1),  # "confirmed" written, before COMMIT
     (_STATE + "move_head", "after", 1, 0, "trying", 1),  # head moved, before COMMIT

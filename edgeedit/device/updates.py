@@ -1,0 +1,206 @@
+"""The agent's settings file, and its source and delivery over the update client (TUF, signed receipts).
+
+    source = "https://updates.example/tree"     also a folder, a stick, s3://bucket/prefix
+    site = "plant-7"
+    root = "root.json"                          TUF root that this device was provisioned with
+    key = "device.pem"                          signs receipts; without it nothing is told
+    receipts = "https://fleet.example/receipts" or a folder, to be carried home
+    line = "a"; labels = ["canary"]; step_clock = false
+    [link]                                      ca, certificate, key, proxy, rate, min_speed, patience, timeout
+
+Paths are relative to the file.  Imports nothing of the update client before it is used.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeedit.device.agent import Deliver, Order, Situation
+from edgeedit.device.receipts import QueuedReceipt
+from edgeedit.errors import InputError, IntegrityError, RefusedError, UnreachableError
+from edgeedit.files import replace_file
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+if TYPE_CHECKING:
+    from edgeedit.ota.client.link import Link
+    from edgeedit.ota.client.session import Offer
+
+CACHE = "updates"
+_WORDS = {
+    "source": str,
+    "site": str,
+    "root": str,
+    "key": str,
+    "receipts": str,
+    "line": str,
+    "labels": list,
+    "step_clock": bool,
+    "link": dict,
+}
+_LINK_PATHS = ("ca", "certificate", "key")
+
+
+@dataclass(frozen=True)
+class AgentSettings:
+    """What the settings file says; paths are absolute."""
+
+    source: str
+    site: str
+    root: Path
+    key: Path | None = None
+    receipts: str = ""
+    line: str = ""
+    labels: tuple[str, ...] = ()
+    step_clock: bool = False
+    link: dict[str, Any] = field(default_factory=dict)
+
+
+def load_settings(path: Path) -> AgentSettings:
+    """Read the file; raises InputError naming what is wrong."""
+    try:
+        value = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read agent settings {path}: {error}", hint="see edgeedit/device/updates.py for the fields") from error
+    for name, given in value.items():
+        if name not in _WORDS or not isinstance(given, _WORDS[name]):
+            raise InputError(f"agent settings {path} are wrong: expected known fields of their type, got {name}")
+    if missing := [name for name in ("source", "site", "root") if not value.get(name)]:
+        raise InputError(f"agent settings {path} are wrong: expected {missing[0]}, got none")
+    link = {name: path.parent / given if name in _LINK_PATHS else given for name, given in value.get("link", {}).items()}
+    return AgentSettings(
+        source=_place(value["source"], path.parent),
+        site=value["site"],
+        root=path.parent / value["root"],
+        key=path.parent / value["key"] if value.get("key") else None,
+        receipts=_place(value.get("receipts", ""), path.parent),
+        line=value.get("line", ""),
+        labels=tuple(str(label) for label in value.get("labels", [])),
+        step_clock=value.get("step_clock", False),
+        link=link,
+    )
+
+
+def _place(text: str, folder: Path) -> str:
+    return text if "://" in text or not text else str(folder / text)
+
+
+class TufSource:
+    """Releases of a TUF repository.  Raises InputError when the root cannot be read or the `ota` extra is missing."""
+
+    def __init__(self, settings: AgentSettings, store: Path) -> None:
+        self._settings, self._cache = settings, store / CACHE
+        self._link = make_link(settings)
+        self._offer: Offer | None = None
+        try:
+            self._root = settings.root.read_bytes()
+        except OSError as error:
+            raise InputError(f"cannot read root metadata {settings.root}: {error.strerror}", hint="provision the device with it") from error
+
+    def poll(self, situation: Situation, floors: Any, now: float) -> Order | None:
+        """What the repository wants of this device; raises what `edgeedit.ota.client.session.poll` raises."""
+        from edgeedit.ota.client.rollout import Device
+        from edgeedit.ota.client.session import Config, poll
+
+        settings = self._settings
+        config = Config(
+            source=settings.source,
+            folder=self._cache,
+            root=self._root,
+            site=settings.site,
+            device=Device(situation.device, situation.profile, settings.line, frozenset(settings.labels)),
+            running=situation.running,
+            trial=situation.trial,
+            refused=situation.refused,
+            step_clock=settings.step_clock,
+            link=self._link,
+        )
+        self._offer = poll(config, floors, now)
+        if self._offer is None:
+            return None
+        rollout = self._offer.rollout
+        back = rollout.withdraw_to.generation if rollout.withdraw_to is not None else ""
+        reason = f"release {rollout.release} is withdrawn" if self._offer.action == "return" else ""
+        return Order(self._offer.action, rollout.release, rollout.sequence, rollout.patch.sha256, back, reason)
+
+    def fetch(self, order: Order, folder: Path) -> Path:
+        """The file of the last offer."""
+        from edgeedit.ota.client.session import fetch
+
+        if self._offer is None or self._offer.rollout.patch.sha256 != order.patch:
+            raise RefusedError(f"nothing to fetch: expected an offer of {order.patch[:12]}, got none", hint="poll again")
+        return fetch(self._offer, folder)
+
+
+def make_link(settings: AgentSettings) -> Link:
+    """The client's connection settings; raises InputError for an unknown one or without the `ota` extra."""
+    try:
+        from edgeedit.ota.client.link import Link
+
+        return Link(**settings.link)
+    except TypeError as error:
+        raise InputError(f"agent settings are wrong: expected known [link] fields, got {error}") from error
+
+
+def make_delivery(settings: AgentSettings) -> Deliver | None:
+    """How signed receipts leave the device: to a folder or by HTTP; None where the settings name no place."""
+    if not settings.receipts:
+        return None
+    if settings.key is None:
+        raise InputError("receipts cannot be signed: expected a device key in the settings, got none", hint="add key = ...")
+    from edgeedit.ota.client.receipts import Receipt, load_device_key, sign_receipt
+
+    key = load_device_key(settings.key)
+
+    def deliver(rows: list[QueuedReceipt]) -> None:
+        lines = []
+        for row in rows:
+            said = Receipt(row.device, row.release, row.sequence, row.state, row.patch, row.generation, _plain(row.reason), row.time)
+            lines.append(sign_receipt(said, key))
+        body = b"\n".join(lines) + b"\n"
+        if "://" in settings.receipts:
+            _post(settings, body)
+        else:
+            _put(Path(settings.receipts), f"{rows[0].device}-{rows[0].sequence}-{rows[-1].sequence}.jsonl", body)
+
+    return deliver
+
+
+def _plain(reason: str) -> str:
+    """Without what a receipt may not hold: control characters, and more than 500 bytes."""
+    kept = "".join(c if c >= " " and c != "\x7f" else " " for c in reason)
+    return kept.encode()[:500].decode("utf-8", "ignore")
+
+
+def _put(folder: Path, name: str, body: bytes) -> None:
+    if not folder.is_dir():
+        raise UnreachableError(f"cannot leave receipts: {folder} is not there", hint="plug the medium in; they wait in the store")
+    replace_file(folder / name, body)
+
+
+def _post(settings: AgentSettings, body: bytes) -> None:
+    import urllib3
+
+    link = make_link(settings)
+    options = {"ca_certs": link.ca, "cert_file": link.certificate, "key_file": link.key}
+    given = {name: str(value) for name, value in options.items() if value is not None}
+    with urllib3.ProxyManager(link.proxy, **given) if link.proxy else urllib3.PoolManager(**given) as pool:  # type: ignore[arg-type]
+        try:
+            answer = pool.request(
+                "POST", settings.receipts, body=body, timeout=link.timeout, retries=False, redirect=False,
+                headers={"Content-Type": "application/x-ndjson"},
+            )  # fmt: skip
+        except (urllib3.exceptions.HTTPError, ValueError) as error:
+            raise UnreachableError(f"cannot deliver receipts: {type(error).__name__}", hint="they wait in the store") from error
+    if answer.status // 100 == 4 and answer.status not in (408, 429):
+        raise IntegrityError(
+            f"receipts were refused: expected 2xx of {settings.receipts}, got {answer.status}", hint="ask the server's owner"
+        )
+    if answer.status // 100 != 2:
+        raise UnreachableError(f"cannot deliver receipts: expected 2xx, got {answer.status}", hint="they wait in the store")
