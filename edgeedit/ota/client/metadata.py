@@ -41,7 +41,7 @@ class TransportFetcher(FetcherInterface):
     def download_bytes(self, url: str, max_length: int) -> bytes:
         """The file of at most `max_length` bytes; a missing one as python-tuf wants to hear of it."""
         try:
-            return self._transport.read(url, max_length)
+            return self._transport.read(url.lstrip("/"), max_length)
         except MissingError as error:
             raise DownloadHTTPError(error.message, 404) from error
 
@@ -52,7 +52,7 @@ class TransportFetcher(FetcherInterface):
 class _Updater(Updater):
     """python-tuf's client with time from outside, and without a write where nothing changed."""
 
-    def __init__(self, folder: Path, transport: Transport, root: bytes, now: int) -> None:
+    def __init__(self, folder: Path, transport: Transport, root: bytes, now: int, base: str) -> None:
         config = UpdaterConfig(
             max_root_rotations=MAX_ROOT_ROTATIONS,
             root_max_length=MAX_ROOT_BYTES,
@@ -60,7 +60,7 @@ class _Updater(Updater):
             snapshot_max_length=MAX_SNAPSHOT_BYTES,
             targets_max_length=MAX_TARGETS_BYTES,
         )
-        super().__init__(str(folder), FOLDER, fetcher=TransportFetcher(transport), config=config, bootstrap=root)
+        super().__init__(str(folder), f"{base}/", fetcher=TransportFetcher(transport), config=config, bootstrap=root)
         self._trusted_set.reference_time = datetime.fromtimestamp(now, timezone.utc)
 
     def _persist_root(self, version: int, data: bytes) -> None:
@@ -77,6 +77,9 @@ class _Updater(Updater):
 
     def delegated(self, role: str, parent: str) -> Targets:
         return self._load_targets(role, parent)
+
+    def consistent(self) -> bool:
+        return bool(self._trusted_set.root.consistent_snapshot)
 
     def top(self) -> Targets:
         return self._trusted_set.targets
@@ -158,9 +161,16 @@ def refreshed(folder: Path, transport: Transport, root: bytes, now: int) -> Meta
     except OSError as error:
         raise RefusedError(f"cannot write {cache}: {error.strerror}", hint="check disk and permissions") from error
     with _translated():
-        updater = _Updater(cache, transport, root, now)
+        updater = _Updater(cache, transport, root, now, FOLDER)
         updater.refresh()
         return Metadata(updater)
+
+
+@contextmanager
+def client_of(folder: Path, transport: Transport, root: bytes, now: int, *, base: str) -> Iterator[_Updater]:
+    """The bare TUF client, whose errors are ours inside the body; `base` is where metadata lies below the transport."""
+    with _translated():
+        yield _Updater(folder, transport, root, now, base)
 
 
 def epoch(role: Role) -> str:
