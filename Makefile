@@ -106,11 +106,13 @@ test-transformers: wheel $(VENV)/.assets
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_paths()['purelib'])" > .venv-tf4/lib/$$(ls .venv-tf4/lib)/site-packages/libraries.pth
 	cd / && $(CURDIR)/.venv-tf4/bin/python -m pytest -q -p no:cacheprovider -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) -k 'not timm' $(CURDIR)/tests/unit/deploy/test_families.py $(CURDIR)/tests/unit/encoder
 
-# System packages for tests (root): compilers, OpenSSL and zlib for this machine and for aarch64, and qemu-user to run the latter.
+# System packages for tests (root): a web server and a message broker, compilers, OpenSSL and zlib for this machine and for aarch64, and qemu-user to run the latter.
 BENCH_PACKAGES := bsdiff xdelta3 zstd zchunk
+OTA_PACKAGES := nginx-light mosquitto
 NATIVE_PACKAGES := g++ clang pkg-config libssl-dev zlib1g-dev g++-aarch64-linux-gnu qemu-user libssl-dev:arm64 zlib1g-dev:arm64
 SYSTEM_PACKAGES := systemd
 test-deps:
+	@dpkg -s $(OTA_PACKAGES) >/dev/null 2>&1 || (apt-get update -q && apt-get install -yq $(OTA_PACKAGES))
 	@dpkg -s $(BENCH_PACKAGES) >/dev/null 2>&1 || (apt-get update -q && apt-get install -yq $(BENCH_PACKAGES))
 	@dpkg -s $(SYSTEM_PACKAGES) >/dev/null 2>&1 || (apt-get update -q && apt-get install -yq --no-install-recommends $(SYSTEM_PACKAGES))
 	@dpkg -s $(NATIVE_PACKAGES) >/dev/null 2>&1 || (dpkg --add-architecture arm64 && apt-get update -q && apt-get install -yq $(NATIVE_PACKAGES))
