@@ -1,5 +1,6 @@
 // Test program: applies each named patch to weights made by a fixed rule and prints one line per patch, so that digests can be compared
-// between architectures and with Python.  Public test keys count here.  Usage: digest_many KEYS.bin < list of paths; keys are raw.
+// between architectures, between the scalar and the wide form of the core, and with Python.  Public test keys count here.
+// Usage: digest_many KEYS.bin [scalar] < list of paths; keys are raw.
 //
 // A line is `path code` and, where code is 0, `name digest` of every new tensor.  The digests before and after in the manifest are not
 // checked, because golden files name weights that never existed.
@@ -12,6 +13,7 @@
 #include "bundle.h"
 #include "container.h"
 #include "failure.h"
+#include "kernels.h"
 #include "limits.h"
 #include "sections.h"
 
@@ -52,7 +54,8 @@ void digest_new(const std::string& data, const Patch& patch) {
 
 }  // namespace
 
-int main(int, char** words) {
+int main(int count, char** words) {
+  edgeedit::use_scalar(count > 2 && std::strcmp(words[2], "scalar") == 0);
   const std::string raw = read_file(words[1], 1 << 20);
   std::vector<RawKey> trusted(raw.size() / 32);
   for (std::size_t i = 0; i < trusted.size(); ++i) std::memcpy(trusted[i].data(), raw.data() + 32 * i, 32);
