@@ -1,7 +1,8 @@
 """`Bundle`: what a device is provisioned with (graph, weights, TensorMap, probe inputs, fingerprint), and its reader.
 
 A Bundle is a folder: `bundle.json`, `model.onnx` (graph; small integer tensors inline), `weights.bin` (every float
-tensor, each 4096-aligned, little-endian, C order) and `probes.npy` (float32, probes x the model's input shape).
+tensor, each 4096-aligned, little-endian, C order), `probes.npy` (float32, probes x the model's input shape) and `golden.npy`
+(float32, what torch gives on them).
 Guarantees: `load_bundle` checks every offset, length and the fingerprint text against the table; it reads weights only
 through a copy-on-write mapping, so a Bundle on disk is never changed.  `verify_bundle` re-hashes all content.
 """
@@ -29,6 +30,7 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
     "int8": np.dtype("i1"),
 }
 MODEL_FILE, WEIGHTS_FILE, PROBES_FILE, BUNDLE_FILE = "model.onnx", "weights.bin", "probes.npy", "bundle.json"
+GOLDEN_FILE = "golden.npy"
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,9 @@ class Bundle:
     weights apart; `batch` is the fixed number of images, 0 where it is free; `threads` 0 lets the engine decide.
 
     The trial of a patch: `probes_first` allows a second binding or engine for its probes; it is then watched for `soak_frames`
-    frames, live ones for at most `soak_seconds`; `max_slowdown` and `max_growth_mb` (0: no limit) are its ceilings."""
+    frames, live ones for at most `soak_seconds`; `max_slowdown` and `max_growth_mb` (0: no limit) are its ceilings.
+
+    `golden_digest` names what the torch encoder gives on the probes with the base's weights, "" where that is not known."""
 
     path: Path
     recipe: str
@@ -128,6 +132,7 @@ class Bundle:
     soak_seconds: float = 0.0
     max_slowdown: float = 3.0
     max_growth_mb: int = 0
+    golden_digest: str = ""
 
     def weights(self) -> dict[str, Array]:
         """Deployed name -> array, views into a private copy-on-write mapping of `weights.bin`."""
@@ -138,6 +143,10 @@ class Bundle:
         """Probe inputs, float32 (n, 3, size, size)."""
         probes: Array = np.load(self.path / PROBES_FILE, allow_pickle=False)
         return probes
+
+    def golden(self) -> Array | None:
+        """Features of the torch encoder on the probes with the base's weights, float32 (n, width); None where not known."""
+        return np.load(self.path / GOLDEN_FILE, allow_pickle=False) if self.golden_digest else None
 
 
 def save_bundle(bundle: Bundle) -> None:
@@ -188,6 +197,8 @@ def verify_bundle(bundle: Bundle) -> None:
         raise IntegrityError("bundle graph was changed: digest of model.onnx differs", hint="copy the bundle again")
     if digest_file(bundle.path / PROBES_FILE) != bundle.probes_digest:
         raise IntegrityError("bundle probes were changed: digest of probes.npy differs", hint="copy the bundle again")
+    if bundle.golden_digest and digest_file(bundle.path / GOLDEN_FILE) != bundle.golden_digest:
+        raise IntegrityError("bundle golden outputs were changed: digest of golden.npy differs", hint="copy the bundle again")
     weights = bundle.weights()
     for tensor in bundle.tensor_map.tensors:
         if digest_array(weights[tensor.name]) != tensor.sha256:

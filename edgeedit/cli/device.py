@@ -115,3 +115,30 @@ def bench(store: Path, frames: int, threads: int, as_json: bool) -> None:
         lines.append(f"{name:8} {row.frames:7d} {row.fps:9.2f} {row.p50_ms:9.2f} {row.p95_ms:9.2f} {row.p99_ms:9.2f}")
     lines.append(f"{result.swaps} swaps: prepared in {result.stage_ms:.2f} ms (median), a frame waited {result.lock_ms:.3f} ms at most")
     emit(result.to_json(), "\n".join(lines), as_json=as_json)
+
+
+@click.command("build-engine")
+@click.argument("bundle", type=click.Path(path_type=Path), required=False)
+@click.option("--store", "store", type=click.Path(path_type=Path), help="Build for the bundle of this store instead.")
+@json_option
+def build_engine(bundle: Path | None, store: Path | None, as_json: bool) -> None:
+    """Build, load, refit and prove the TensorRT engine of BUNDLE or of a store; needs the device's own TensorRT."""
+    from edgeedit.bundle import load_bundle
+    from edgeedit.device.build_engine import build_engine as build
+    from edgeedit.device.store import Store
+    from edgeedit.errors import InputError
+
+    if (bundle is None) == (store is None):
+        raise InputError("nothing to build: expected either BUNDLE or --store")
+    if store is not None:
+        with Store.open(store) as opened:
+            found = opened.bundle
+    else:
+        found = load_bundle(bundle)  # type: ignore[arg-type]
+    built = build(found)
+    text = (
+        f"{'kept' if built.cached else 'built'} {built.plan} ({built.bytes} bytes)\n"
+        f"{built.module} {built.version}, {built.seconds:.1f} s\n"
+        f"{built.refit}: {built.editable} tensors can be patched; golden outputs within {built.golden_gap:.3g} of torch"
+    )
+    emit(built.to_json(), text, as_json=as_json)

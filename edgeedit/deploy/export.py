@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeedit.bundle import MODEL_FILE, PROBES_FILE, WEIGHTS_FILE, Bundle, MappedTensor, TensorMap, save_bundle
+from edgeedit.bundle import GOLDEN_FILE, MODEL_FILE, PROBES_FILE, WEIGHTS_FILE, Bundle, MappedTensor, TensorMap, save_bundle
 from edgeedit.catalog import DeviceProfile
 from edgeedit.deploy.compare import difference, run_encoder, run_graph
 from edgeedit.deploy.graph import (
@@ -112,6 +112,7 @@ def _check_target(out: Path) -> None:
 def _write_bundle(request: _Request, values: Mapping[str, Array]) -> Bundle:
     replace_file(request.temp / PROBES_FILE, _npy(request.pixels))
     expected = run_encoder(with_values(request.encoder, values), request.pixels)
+    replace_file(request.temp / GOLDEN_FILE, _npy(expected))
     scale = max(float(np.sqrt(np.mean(np.square(expected, dtype=np.float64)))), 1e-6)
     editable = frozenset(request.encoder.editable())
     gaps: list[float] = []
@@ -220,6 +221,7 @@ def _describe(request: _Request, tensors: tuple[MappedTensor, ...], tolerance: f
         soak_seconds=request.profile.soak_seconds,
         max_slowdown=request.profile.max_slowdown,
         max_growth_mb=request.profile.max_growth_mb,
+        golden_digest=digest_file(request.temp / GOLDEN_FILE),
     )
     save_bundle(bundle)
     return bundle

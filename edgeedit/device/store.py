@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from edgeedit.bundle import BUNDLE_FILE, MODEL_FILE, PROBES_FILE, WEIGHTS_FILE, Bundle, load_bundle, verify_bundle
+from edgeedit.bundle import BUNDLE_FILE, GOLDEN_FILE, MODEL_FILE, PROBES_FILE, WEIGHTS_FILE, Bundle, load_bundle, verify_bundle
 from edgeedit.device import state
 from edgeedit.device.floors import StoreFloors
 from edgeedit.device.garbage import Collected, collect
@@ -349,7 +349,8 @@ def _already(patch: Patch, head: Generation, trial: Generation | None, chain: Se
 def _fill(folder: Path, source: Bundle, trust: Sequence[Path], device: str) -> None:
     for name in (BASE, OBJECTS, TRUST):
         (folder / name).mkdir(parents=True)
-    for name in (MODEL_FILE, WEIGHTS_FILE, PROBES_FILE, BUNDLE_FILE):
+    golden = (GOLDEN_FILE,) if source.golden_digest else ()
+    for name in (MODEL_FILE, WEIGHTS_FILE, PROBES_FILE, *golden, BUNDLE_FILE):
         copy_file(source.path / name, folder / BASE / name)
     # The copy is what will run, so the copy is what is verified.
     verify_bundle(load_bundle(folder / BASE))

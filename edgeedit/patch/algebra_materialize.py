@@ -63,14 +63,15 @@ def materialize_bundle(bundle: Bundle, patches: Sequence[Patch], out: Path) -> B
             copy_file(bundle.path / file, temp / file)
         rows = tuple(table[tensor.name] for tensor in bundle.tensor_map.tensors)
         result = patches[-1].manifest.result
-        save_bundle(replace(bundle, path=temp, tensor_map=TensorMap(rows), fingerprint=result, source_digest=result, source=""))
+        made = replace(bundle, tensor_map=TensorMap(rows), fingerprint=result, source_digest=result, source="", golden_digest="")
+        save_bundle(replace(made, path=temp))
         temp.rename(out)
         fsync_dir(out.parent)
     except OSError as error:
         raise RefusedError(f"cannot write {out}: {error.strerror or error}", hint="free disk space or choose another place") from error
     finally:
         shutil.rmtree(temp, ignore_errors=True)
-    return replace(bundle, path=out, tensor_map=TensorMap(rows), fingerprint=result, source_digest=result, source="")
+    return replace(made, path=out)
 
 
 def _in_order(bundle: Bundle) -> list[MappedTensor]:

@@ -94,10 +94,15 @@ class IOptimizationProfile:
 class IBuilderConfig:
     def __init__(self) -> None:
         self.flags: set[Any] = set()
+        self.cleared: set[str] = set()
         self.profile: IOptimizationProfile | None = None
 
     def set_flag(self, flag: Any) -> None:
         self.flags.add(flag)
+
+    def clear_flag(self, flag: Any) -> None:
+        self.flags.discard(flag)
+        self.cleared.add(flag.name)
 
     def add_optimization_profile(self, profile: IOptimizationProfile) -> int:
         self.profile = profile
@@ -234,15 +239,16 @@ class Module:
 
     def __init__(self, version: str = "10.3.0", *, individual: bool = True, asynchronous: bool = True) -> None:
         self.__name__, self.__version__ = "tensorrt", version
-        flags = {"REFIT": 4, "STRIP_PLAN": 19, "REFIT_IDENTICAL": 20}
+        flags = {"REFIT": 4, "TF32": 7, "STRIP_PLAN": 19, "REFIT_IDENTICAL": 20}
         if version.startswith("11"):
-            flags = {"REFIT": 4, "STRIP_PLAN": 18, "REFIT_IDENTICAL": 19}
+            flags = {"REFIT": 4, "TF32": 7, "STRIP_PLAN": 18, "REFIT_IDENTICAL": 19}
         if individual:
             flags["REFIT_INDIVIDUAL"] = max(flags.values()) + 3
         self.BuilderFlag = enum.IntEnum("BuilderFlag", flags)
         # Python's own class attributes are shared: each module gets its own refitter class.
         self.Refitter = type("Refitter", (AsyncRefitter if asynchronous else Refitter,), {})
         self.NetworkDefinitionCreationFlag = NetworkDefinitionCreationFlag
+        self.INetworkDefinition = INetworkDefinition if individual else type("INetworkDefinition", (), {})
         self.Logger, self.Runtime, self.OnnxParser, self.Weights, self.nptype = Logger, Runtime, OnnxParser, Weights, nptype
         self.configs: list[IBuilderConfig] = []
         self.networks: list[tuple[int, INetworkDefinition]] = []

@@ -2,7 +2,8 @@
 
 Guarantees: the new session is made from a folder written from the new weights, is warmed up, and replaces the running one by one
 assignment.  A provider that keeps compiled engines gets a file-name prefix made from the weights' own digest, so an engine that
-was compiled from other weights can never be taken from the cache.  The former session is kept, so that taking a
+was compiled from other weights can never be taken from the cache; and a session that answers all probes as the former one did is
+refused, whatever the cache says.  The former session is kept, so that taking a
 swap back needs neither memory nor disk; the price is the memory of a second session.
 """
 
@@ -17,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from edgeedit.bundle import MODEL_FILE, WEIGHTS_FILE, Bundle
+from edgeedit.bundle import MODEL_FILE, WEIGHTS_FILE, Bundle, MappedTensor
+from edgeedit.device.engines.golden import check_golden, check_moved
 from edgeedit.device.engines.ort_session import SessionPlan, check_pixels, failures, load_ort, make_session, session_options
 from edgeedit.device.engines.protocol import Commit, Staged
 from edgeedit.device.prepare import check_memory, probe_inputs
@@ -35,6 +37,8 @@ class OrtRebuildEngine:
         self._warm = np.array(probe_inputs(bundle)[:1])
         self.weights: dict[str, Array] = dict(weights)
         self._session: Any = self._build(self.weights)
+        if all(weights[t.name] is base or np.array_equal(weights[t.name], base) for t, base in _base(bundle)):
+            check_golden(bundle, self.run)
         # What ran before the last swap: taking a swap back must not depend on free memory or disk.
         self._former: tuple[Any, dict[str, Array]] | None = None
 
@@ -66,7 +70,13 @@ class OrtRebuildEngine:
                 raise IntegrityError(f"cannot swap {name}: expected a tensor of the bundle, got {array.dtype} {array.shape}")
         weights = {**self.weights, **{name: np.array(array, order="C") for name, array in new.items()}}
         former, self._former = self._former, None
-        session = former[0] if former is not None and _equal(former[1], weights) else self._build(weights)
+        if former is not None and _equal(former[1], weights):
+            session = former[0]
+        else:
+            session = self._build(weights)
+            if not _equal(self.weights, weights):
+                running = self._session
+                check_moved(self._bundle, lambda probe: self._frame(running, probe), lambda probe: self._frame(session, probe))
 
         def commit() -> None:
             self._former = (self._session, self.weights)
@@ -102,6 +112,11 @@ class OrtRebuildEngine:
         if self._bundle.cache_prefix_option:
             options[self._bundle.cache_prefix_option] = f"{self._bundle.graph_digest[:16]}-{_digest(weights)[:32]}"
         return options
+
+
+def _base(bundle: Bundle) -> list[tuple[MappedTensor, Array]]:
+    weights = bundle.weights()
+    return [(row, weights[row.name]) for row in bundle.tensor_map.tensors]
 
 
 def _equal(left: Mapping[str, Array], right: Mapping[str, Array]) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 
 from edgeedit.bundle import Bundle
 from edgeedit.device.engines.cuda_memory import CudaMemory
+from edgeedit.device.engines.golden import check_golden
 from edgeedit.device.engines.ort_session import check_pixels
 from edgeedit.device.engines.protocol import Commit
 from edgeedit.device.engines.trt_plan import MAX_BATCH, cached_plan, check_bundle, load_trt
@@ -51,6 +52,7 @@ class TrtEngine:
         self._plan = cached_plan(self._trt, self._logger, bundle)
         self.weights: dict[str, Array] = dict(weights)
         self.refittable: frozenset[str] = frozenset()
+        self.golden_gap = 0.0
         self._live = self._load()
         self._prove_refit()
         changed = {n: weights[n] for n in self._editable if not np.array_equal(weights[n], self._base[n])}
@@ -66,7 +68,7 @@ class TrtEngine:
         return _Loaded(engine, engine.create_execution_context(), {n: self._base[n] for n in self._editable})
 
     def _prove_refit(self) -> None:
-        """Refit the base's own values: the names must be known and the output must stay."""
+        """Refit the base's own values: the names must be known, the output must stay, and it must be the encoder's."""
         self.refittable = frozenset(self._trt.Refitter(self._live.engine, self._logger).get_all_weights())
         if unknown := sorted(self._editable - self.refittable):
             raise RefusedError(f"TensorRT cannot refit {unknown[0]}: a patch would change nothing", hint=_CACHE_HINT)
@@ -78,6 +80,7 @@ class TrtEngine:
         worst = float(np.abs(self.run(probe) - before).max())
         if not worst <= self._bundle.tolerance:
             raise RefusedError(f"refit of the same weights moved the output by {worst:.3g}", hint="this TensorRT version cannot be patched")
+        self.golden_gap = check_golden(self._bundle, self.run)
 
     def run(self, pixels: Array) -> Array:
         """Features float32 (n, width) of normalised pixels float32 (n, 3, s, s); raises InputError for pixels of another shape

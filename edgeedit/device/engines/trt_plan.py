@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from pathlib import Path
 from typing import Any
 
 from edgeedit.bundle import MODEL_FILE, Bundle
@@ -68,6 +69,12 @@ def named(enum: Any, name: str) -> Any:
     return getattr(enum, name, None)
 
 
+def refit_flag(trt: Any) -> str:
+    """REFIT_INDIVIDUAL (only marked tensors lose fusions) where this version has it and can mark, else REFIT."""
+    individual = named(trt.BuilderFlag, "REFIT_INDIVIDUAL") is not None and hasattr(trt.INetworkDefinition, "mark_weights_refittable")
+    return "REFIT_INDIVIDUAL" if individual else "REFIT"
+
+
 def build_plan(trt: Any, logger: Any, bundle: Bundle) -> bytes:
     """The serialised, refittable plan of a Bundle's graph; raises RefusedError with the parser's or builder's reason."""
     check_bundle(bundle)
@@ -79,6 +86,9 @@ def build_plan(trt: Any, logger: Any, bundle: Bundle) -> bytes:
         reasons = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
         raise RefusedError(f"TensorRT cannot read the graph: {reasons[:200]}", hint="export for this device's profile")
     config = builder.create_builder_config()
+    # TF32 rounds float32 products to 10 bits; the server evaluated float32.
+    if bundle.precision == "float32" and (tf32 := named(trt.BuilderFlag, "TF32")) is not None:
+        config.clear_flag(tf32)
     _mark(trt, config, network, bundle)
     if not bundle.batch:
         profile, shape = builder.create_optimization_profile(), bundle.input_shape
@@ -91,20 +101,24 @@ def build_plan(trt: Any, logger: Any, bundle: Bundle) -> bytes:
 
 
 def _mark(trt: Any, config: Any, network: Any, bundle: Bundle) -> None:
-    individual = named(trt.BuilderFlag, "REFIT_INDIVIDUAL")
-    if individual is None or not hasattr(network, "mark_weights_refittable"):
-        config.set_flag(trt.BuilderFlag.REFIT)
+    chosen = refit_flag(trt)
+    config.set_flag(getattr(trt.BuilderFlag, chosen))
+    if chosen == "REFIT":
         return
-    config.set_flag(individual)
     for row in bundle.tensor_map.tensors:
         if row.editable and not network.mark_weights_refittable(row.name):
             raise RefusedError(f"TensorRT does not know the tensor {row.name}: expected a weight of the graph", hint="export again")
 
 
+def plan_path(trt: Any, bundle: Bundle) -> Path:
+    """Where the plan of this Bundle, library and version is kept."""
+    key = digest_bytes("\0".join((bundle.graph_digest, bundle.fingerprint, trt.__name__, str(trt.__version__))).encode())
+    return bundle.path.parent / CACHE / f"{key[:32]}.plan"
+
+
 def cached_plan(trt: Any, logger: Any, bundle: Bundle) -> bytes:
     """The plan of this Bundle, library and version, built when it is not in the cache folder."""
-    key = digest_bytes("\0".join((bundle.graph_digest, bundle.fingerprint, trt.__name__, str(trt.__version__))).encode())
-    path = bundle.path.parent / CACHE / f"{key[:32]}.plan"
+    path = plan_path(trt, bundle)
     try:
         return path.read_bytes()
     except OSError:

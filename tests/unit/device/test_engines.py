@@ -18,6 +18,7 @@ from edgeedit.device.engines import ort_rebuild
 from edgeedit.device.engines.choose import open_engine
 from edgeedit.device.engines.ort_inputs import OrtInputsEngine
 from edgeedit.device.engines.protocol import Staged
+from edgeedit.digest import digest_file
 from edgeedit.errors import IntegrityError, RefusedError
 
 Array = np.ndarray[Any, Any]
@@ -128,10 +129,40 @@ def test_stale_compiled_engine_never_runs(world: Any, reference: Any, monkeypatc
     bundle = replace(world.bundle, mode="rebuild", provider="Caching", provider_options={"enable": "1"}, cache_prefix_option=option)
     engine = open_engine(bundle, bundle.weights(), threads=1)
     new = changed(bundle, 0.5)
+    if stale:
+        # Without the prefix the fake runs the old model; the engine sees it, and goes on answering as before.
+        before = engine.run(bundle.probes())
+        with pytest.raises(RefusedError, match="compiled engine of other weights"):
+            engine.swap(new)
+        assert engine.run(bundle.probes()).tobytes() == before.tobytes()
+        assert np.array_equal(engine.weights["first"], bundle.weights()["first"])
+        return
     engine.swap(new)
     golden = reference({**bundle.weights(), **new}, bundle.probes())
-    # Without the prefix the fake runs the old model: the golden outputs are able to tell.
-    assert (np.abs(engine.run(bundle.probes()) - golden).max() > 1e-2) == stale
+    assert np.abs(engine.run(bundle.probes()) - golden).max() < 1e-4
+    assert len(CachingSession.cache) == 2
+
+
+def with_golden(bundle: Bundle, golden: Array) -> Bundle:
+    np.save(bundle.path / "golden.npy", golden.astype(np.float32))
+    return replace(bundle, golden_digest=digest_file(bundle.path / "golden.npy"))
+
+
+def test_cache_of_other_weights_at_the_start_is_seen_by_the_golden_outputs(
+    world: Any, reference: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another application on the device filled the provider's cache under the same name."""
+    CachingSession.cache = {}
+    monkeypatch.setattr(ort, "InferenceSession", CachingSessionFactory(ort.InferenceSession))
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["Caching", "CPUExecutionProvider"])
+    bundle = with_golden(world.bundle, reference(world.bundle.weights(), world.bundle.probes()))
+    bundle = replace(bundle, mode="rebuild", provider="Caching", provider_options={"enable": "1"})
+    other = {**bundle.weights(), **changed(bundle, 0.5)}
+    open_engine(replace(bundle, golden_digest=""), other, threads=1)
+    with pytest.raises(RefusedError, match="does not compute the encoder"):
+        open_engine(bundle, bundle.weights(), threads=1)
+    CachingSession.cache = {}
+    open_engine(bundle, bundle.weights(), threads=1)
 
 
 class CachingSessionFactory:
