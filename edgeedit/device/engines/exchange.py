@@ -58,6 +58,13 @@ class _Region:
         self._memory.madvise(mmap.MADV_DONTNEED, self._start, self.nbytes)
 
 
+def placed(array: Array) -> Array:
+    """A copy in private memory, C order, in huge pages where it is large: a matrix product that reads it as it is runs faster."""
+    copy = _Region(max(array.nbytes, 1)).octets[: array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
 class Twin:
     """A tensor at a fixed address and the place of its successor, which costs no memory while it is not `filled`."""
 

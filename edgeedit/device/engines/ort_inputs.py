@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from edgeedit.bundle import DTYPES, Bundle
+from edgeedit.device.engines.exchange import placed
 from edgeedit.device.engines.ort_session import SessionPlan, check_pixels, failures, load_ort, make_session, session_options
 from edgeedit.device.engines.protocol import Commit, Staged
 from edgeedit.errors import IntegrityError, RefusedError
@@ -36,7 +37,7 @@ class OrtInputsEngine:
             raise RefusedError(
                 f"graph does not take {missing[0]} as an input: expected mode inputs, got constants", hint="export for this profile again"
             )
-        self.weights: dict[str, Array] = {n: (np.array(a, order="C") if n in self._tensors else a) for n, a in weights.items()}
+        self.weights: dict[str, Array] = {n: (placed(a) if n in self._tensors else a) for n, a in weights.items()}
         self._input, self._output, self._shape = bundle.input_name, bundle.output_name, bundle.input_shape
         self._values = {name: self._value(self.weights[name]) for name in self._tensors}
         self._binding: Any = self._bind(self._values)
@@ -84,7 +85,7 @@ class OrtInputsEngine:
             row = self._tensors.get(name)
             if row is None or array.shape != row.shape or array.dtype != DTYPES[row.dtype]:
                 raise IntegrityError(f"cannot swap {name}: expected a patchable tensor of the bundle, got {array.dtype} {array.shape}")
-            own[name] = np.array(array, order="C")
+            own[name] = placed(array)
         values = {**self._values, **{name: self._value(array) for name, array in own.items()}}
         binding = self._bind(values)
         weights = {**self.weights, **own}

@@ -130,3 +130,12 @@ def test_foreign_tensor_is_refused(world: Any) -> None:
         engine.stage({"bias": np.zeros(32, np.float32)})
     with pytest.raises(IntegrityError, match="first"):
         engine.stage({"first": np.zeros((2, 2), np.float32)})
+
+
+@pytest.mark.parametrize("shape", [(), (0, 4), (3,), (1024, 1031)])
+def test_placed_copy_is_the_same_array(shape: tuple[int, ...]) -> None:
+    array = np.asarray(np.random.default_rng(0).standard_normal(shape), np.float16)
+    copy = exchange.placed(array.T)
+    assert copy.flags.c_contiguous and copy.flags.writeable
+    assert np.array_equal(copy, array.T) and copy.dtype == array.dtype
+    assert not np.shares_memory(copy, array)
