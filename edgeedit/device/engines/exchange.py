@@ -60,7 +60,7 @@ class _Region:
 
 def placed(array: Array) -> Array:
     """A copy in private memory, C order, in huge pages where it is large: a matrix product that reads it as it is runs faster."""
-    copy = _Region(max(array.nbytes, 1)).octets[: array.nbytes].view(array.dtype).reshape(array.shape)
+    copy: Array = _Region(max(array.nbytes, 1)).octets[: array.nbytes].view(array.dtype).reshape(array.shape)
     copy[...] = array
     return copy
 
