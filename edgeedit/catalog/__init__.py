@@ -24,14 +24,15 @@ else:
 _ROOTS = {"export": "export", "devices": "devices"}
 _MODES: Mapping[str, tuple[str, ...]] = {"onnxruntime": ("aliased", "inputs", "rebuild"), "tensorrt": ("refit",)}
 _PARTS = ("q", "k", "v", "o", "fc1", "fc2")
-_OUTPUTS = ("cls+mean", "patch-mean", "pooled")
+_OUTPUTS = ("cls+mean", "patch-mean", "patch-tokens", "pooled")
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How a family's vision tower is found and named.  `names` maps q, k, v, o, fc1, fc2 to alternative module names with
     `{block}`; `output` is `cls+mean` (final norm's class token beside the mean patch token), `patch-mean` (mean over the
-    patch tokens that a vision-language model reads) or `pooled`; the first `skip` tokens are no patches.  `towers` are the
+    patch tokens that a vision-language model reads), `patch-tokens` (those tokens side by side, each the mean of `pool` x `pool`
+    neighbours: what a language side reads) or `pooled`; the first `skip` tokens are no patches.  `towers` are the
     places of the vision tower inside `model_class` (empty: the model is the tower); `drop_blocks` last blocks are never
     read by the language model and are cut off, so nothing can edit them.  `options` go to the model's constructor."""
 
@@ -47,6 +48,7 @@ class Recipe:
     towers: tuple[str, ...] = ()
     drop_blocks: int = 0
     options: Mapping[str, bool] = field(default_factory=dict)
+    pool: int = 1
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,7 @@ def load_recipe(name_or_path: str) -> Recipe:
             tuple(value.get("towers", ())),
             int(value.get("drop_blocks", 0)),
             dict(value.get("options", {})),
+            int(value.get("pool", 1)),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"recipe {path} is wrong: expected field {error}", hint="compare with export/dinov2.toml") from error

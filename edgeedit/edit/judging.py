@@ -44,7 +44,9 @@ def judge_tensors(
             continue
         pixels = load_pixels(shots, encoder.preprocess)
         logits = reader.logits_numpy(features(base, pixels)), reader.logits_numpy(features(edited, pixels))
-        labels = reader_labels(shots, reader) if shots.classes else logits[0].argmax(1)
+        labels = reader_labels(shots, reader)
+        logits = reader.verdict_logits(logits[0], labels), reader.verdict_logits(logits[1], labels)
+        labels = labels if shots.classes else logits[0].argmax(1)
         results[name] = judge(name, shots, labels, reader, *logits)
     changed = sum(int((values[t.name] != new[t.name]).sum()) for t in tensors)
     outside = sum(int(((values[t.name] != new[t.name]) & ~changed_elements(t)).sum()) for t in tensors)

@@ -29,7 +29,7 @@ from edgeedit.edit.readers import Reader
 from edgeedit.edit.shots import Shots, load_pixels
 from edgeedit.encoder.encoder import Encoder
 from edgeedit.encoder.values import parameter_values, with_values
-from edgeedit.errors import InputError
+from edgeedit.errors import EdgeEditError, InputError
 from edgeedit.metrics import EditMetrics, SetResult
 from edgeedit.rounding import apply_delta, changed_elements
 
@@ -165,6 +165,7 @@ def edit(
     torch.manual_seed(seed)
     values = parameter_values(encoder, precision)
     base = with_values(encoder, values)
+    frozen = reader.digest()
     task = _task(base, values, (shots, control, stored), reader, loss or HeadLoss(reader), (seed, limit, device, progress))
     start = time.perf_counter()
     update = method.update(task)
@@ -177,6 +178,8 @@ def edit(
     # Read back from the encoder that is judged, not from what was meant to be put into it.
     census = _census(values, parameter_values(edited, precision), locality)
     after_reader = update.reader or reader
+    if reader.digest() != frozen:
+        raise EdgeEditError("reader changed during the edit: expected its weights to stay frozen, got another digest")
     results, before, after, rows = _evaluate(base, edited, (reader, after_reader), heldout, progress)
     gate = decide(results["target"], results.get("control"), results.get("unrelated"), limit)
     judged = results["target"], results.get("control"), results.get("unrelated")
@@ -236,7 +239,9 @@ def _evaluate(
         pixels = load_pixels(shots, base.preprocess)
         before[name], after[name] = features(base, pixels), features(edited, pixels)
         logits = own.logits_numpy(before[name]), later.logits_numpy(after[name])
-        labels = reader_labels(shots, own) if shots.classes else logits[0].argmax(1)
+        labels = reader_labels(shots, own)
+        logits = own.verdict_logits(logits[0], labels), later.verdict_logits(logits[1], labels)
+        labels = labels if shots.classes else logits[0].argmax(1)
         results[name] = judge(name, shots, labels, own, *logits)
         rows += _verdict_rows(name, shots, labels, own, *logits)
     if progress is not None:

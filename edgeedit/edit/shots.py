@@ -24,16 +24,20 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Shots:
-    """`labels` int64 (n,), -1 = unlabelled; `classes` the label names; `groups` one name per image."""
+    """`labels` int64 (n,), -1 = unlabelled; `classes` the label names; `groups` one name per image; `pairs` the question
+    and the answer of each class where the labels are answers, else empty."""
 
     paths: tuple[Path, ...]
     labels: Array
     classes: tuple[str, ...]
     groups: tuple[str, ...]
     digest: str
+    pairs: tuple[tuple[str, str], ...] = ()
 
 
-def make_shots(paths: Sequence[Path], labels: Array, classes: Sequence[str], groups: Sequence[str]) -> Shots:
+def make_shots(
+    paths: Sequence[Path], labels: Array, classes: Sequence[str], groups: Sequence[str], pairs: Sequence[tuple[str, str]] = ()
+) -> Shots:
     """Build a set; raises InputError when it is empty, a file is missing, or the lengths differ."""
     if not paths:
         raise InputError("set is empty: expected at least one image, got none")
@@ -46,7 +50,7 @@ def make_shots(paths: Sequence[Path], labels: Array, classes: Sequence[str], gro
         except OSError as error:
             raise InputError(f"cannot read image {path}: {error.strerror or error}", hint="check the path") from error
         state.update(json.dumps([content, int(label), group]).encode())
-    return Shots(tuple(paths), np.asarray(labels, dtype=np.int64), tuple(classes), tuple(groups), state.hexdigest())
+    return Shots(tuple(paths), np.asarray(labels, dtype=np.int64), tuple(classes), tuple(groups), state.hexdigest(), tuple(pairs))
 
 
 def load_shots(path: Path) -> Shots:
@@ -104,15 +108,19 @@ def _from_jsonl(path: Path) -> Shots:
     if len(classes) == 1:
         raise InputError(f"one class is missing: expected at least two labels in {path}, got {classes[0]} only")
     numbers = [classes.index(str(row[1])) if classes else -1 for row in rows]
-    return make_shots([row[0] for row in rows], np.array(numbers, dtype=np.int64), classes, [row[2] for row in rows])
+    known = {str(row[1]): row[3] for row in rows if row[3] is not None}
+    pairs = [known[name] for name in classes] if set(known) == set(classes) else []
+    return make_shots([row[0] for row in rows], np.array(numbers, dtype=np.int64), classes, [row[2] for row in rows], pairs)
 
 
-def _row(path: Path, number: int, line: str) -> tuple[Path, str | None, str]:
+def _row(path: Path, number: int, line: str) -> tuple[Path, str | None, str, tuple[str, str] | None]:
+    """Image, label, group, and question with answer where the label is made of them."""
     try:
         value = json.loads(line, parse_constant=_no_constant)
         image = path.parent / value["image"]
-        label = f"{value['question']} {value['answer']}" if "question" in value else value.get("label")
-        return image, None if label is None else str(label), str(value.get("group", Path(value["image"]).stem))
+        pair = (str(value["question"]), str(value["answer"])) if "question" in value else None
+        label = " ".join(pair) if pair else value.get("label")
+        return image, None if label is None else str(label), str(value.get("group", Path(value["image"]).stem)), pair
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"cannot read line {number} of {path}: expected image and label, got {error!r}") from error
 
@@ -181,4 +189,5 @@ def split_by_group(shots: Shots, share: float, seed: int) -> tuple[Shots, Shots]
 
 
 def _subset(shots: Shots, rows: Sequence[int]) -> Shots:
-    return make_shots([shots.paths[i] for i in rows], shots.labels[list(rows)], shots.classes, [shots.groups[i] for i in rows])
+    own = [shots.groups[i] for i in rows]
+    return make_shots([shots.paths[i] for i in rows], shots.labels[list(rows)], shots.classes, own, shots.pairs)

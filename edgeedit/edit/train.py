@@ -192,6 +192,8 @@ class _Retention:
         self.reader, self.settings = reader, settings
         self.spread = torch.from_numpy(reader.std).to(control)
         self.base = _base_features(encoder, control, settings.amp)
+        with torch.no_grad():  # once: a reader may be a whole language model
+            self.verdicts = torch.cat([reader.logits(part).log_softmax(1) for part in self.base.split(32)])
         self.patterns = torch.from_numpy(synthetic_pixels(encoder.preprocess, PATTERNS, seed)).to(control)
         self.pattern_features = _base_features(encoder, self.patterns, settings.amp)
         self.pattern_spread = self.pattern_features.std(dim=0).clamp_min(1e-6)
@@ -206,7 +208,7 @@ class _Retention:
         """Distillation and KL of control features followed by pattern features."""
         control, base, settings = features[: len(kept)], self.base[kept], self.settings
         total = settings.distill * (((control - base) / self.spread) ** 2).mean()
-        before, after = self.reader.logits(base).log_softmax(1), self.reader.logits(control).log_softmax(1)
+        before, after = self.verdicts[kept], self.reader.logits(control).log_softmax(1)
         total = total + settings.kl * nn.functional.kl_div(after, before, reduction="batchmean", log_target=True)
         if settings.patterns:
             change = (features[len(kept) :] - self.pattern_features[seen]) / self.pattern_spread

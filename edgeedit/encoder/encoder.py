@@ -31,6 +31,11 @@ class Encoder(nn.Module):
         self.blocks = int(config.num_hidden_layers) - recipe.drop_blocks
         self.heads = int(config.num_attention_heads)
         self.registers = int(getattr(config, "num_register_tokens", 0) or 0)
+        patch = config.patch_size
+        self.side = size // int(patch[0] if isinstance(patch, (list, tuple)) else patch)  # patches of one side
+        if recipe.output == "patch-tokens" and (recipe.pool < 1 or self.side % recipe.pool):
+            raise InputError(f"recipe {recipe.name} does not fit: expected a pool that divides {self.side} patches, got {recipe.pool}")
+        self.tokens = (self.side // recipe.pool) ** 2 if recipe.output == "patch-tokens" else 1  # features are this many rows
         self.names = {part: self._pattern(part) for part in ("q", "k", "v", "fc1")}
         with torch.no_grad():
             self.width = int(self(torch.zeros(1, 3, size, size)).shape[1])
@@ -50,11 +55,22 @@ class Encoder(nn.Module):
         found = self.wrapped(pixel_values=pixels)
         if self.recipe.output != "pooled":
             tokens = found.last_hidden_state
-            patches = tokens[:, self.recipe.skip + self.registers :].mean(dim=1)
+            patches = tokens[:, self.recipe.skip + self.registers :]
+            if self.recipe.output == "patch-tokens":
+                return self._side_by_side(patches)
+            patches = patches.mean(dim=1)
             return torch.cat([tokens[:, 0], patches], dim=1) if self.recipe.output == "cls+mean" else patches
         pooled = getattr(found, "image_embeds", None)
         features: torch.Tensor = found.pooler_output if pooled is None else pooled
         return features
+
+    def _side_by_side(self, patches: torch.Tensor) -> torch.Tensor:
+        """(n, side * side, width) -> (n, tokens * width), row by row of the picture; neighbours are averaged."""
+        pool, width = self.recipe.pool, patches.shape[-1]
+        if pool > 1:
+            cells = self.side // pool
+            patches = patches.reshape(-1, cells, pool, cells, pool, width).mean(dim=4).mean(dim=2)
+        return patches.reshape(-1, self.tokens * width)
 
     def parameters_by_name(self) -> dict[str, nn.Parameter]:
         """Name -> parameter of the wrapped model."""

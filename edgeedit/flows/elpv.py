@@ -22,7 +22,7 @@ from edgeedit.errors import InputError
 LICENCE_NOTE = "elpv-dataset 1.0.0.post1 images: CC BY-NC-SA 4.0 (non-commercial); easy-vqa 1.0 images: MIT"
 GROUP = 40  # consecutive images that are taken as one module
 CLASSES = ("intact", "defective")
-_SHAPES = ("circle", "rectangle", "triangle")
+SHAPES = ("circle", "rectangle", "triangle")
 UNRELATED_TRAIN, UNRELATED_HELDOUT = 900, 1000  # images
 SHOTS_PER_CLASS, CONTROL_IMAGES = 20, 256  # images
 DEVELOPMENT_SEED = 2026  # of the choice of development blocks
@@ -54,14 +54,17 @@ def package_folder(package: str) -> Path:
 
 
 @dataclass(frozen=True)
-class _Cell:
+class Cell:
+    """One cell: `label` 1 = defective, `kind` mono or poly, `group` its block of neighbours."""
+
     path: Path
     label: int
     kind: str
     group: str
 
 
-def _cells() -> list[_Cell]:
+def read_cells() -> list[Cell]:
+    """Every cell that the experts were sure of, in the order of the package."""
     folder = package_folder("elpv_dataset") / "data"
     with (folder / "labels.csv").open(encoding="utf-8") as handle:
         rows = [row for row in csv.reader(handle, delimiter=" ", skipinitialspace=True) if row]
@@ -69,30 +72,30 @@ def _cells() -> list[_Cell]:
     for number, (name, probability, kind) in enumerate(rows):
         # Cells that the experts called 1/3 or 2/3 defective are left out: their label is an opinion.
         if float(probability) in (0.0, 1.0):
-            cells.append(_Cell(folder / name, int(float(probability)), kind, f"{kind}-{number // GROUP}"))
+            cells.append(Cell(folder / name, int(float(probability)), kind, f"{kind}-{number // GROUP}"))
     return cells
 
 
-def _shots(cells: list[_Cell], *, labelled: bool = True) -> Shots:
+def _shots(cells: list[Cell], *, labelled: bool = True) -> Shots:
     labels = np.array([c.label if labelled else -1 for c in cells], dtype=np.int64)
     return make_shots([c.path for c in cells], labels, CLASSES if labelled else (), [c.group for c in cells])
 
 
-def _groups(cells: list[_Cell]) -> list[str]:
+def _groups(cells: list[Cell]) -> list[str]:
     return sorted({c.group for c in cells}, key=lambda g: int(g.split("-")[1]))
 
 
-def _development(cells: list[_Cell]) -> set[str]:
+def _development(cells: list[Cell]) -> set[str]:
     """A fixed third of the blocks, on which settings were chosen; no seed ever holds one of them out."""
     groups = _groups(cells)
     return {groups[i] for i in np.random.RandomState(DEVELOPMENT_SEED).permutation(len(groups))[: len(groups) // 3]}
 
 
-def _part(cells: list[_Cell], chosen: set[str]) -> tuple[list[_Cell], list[_Cell]]:
+def _part(cells: list[Cell], chosen: set[str]) -> tuple[list[Cell], list[Cell]]:
     return [c for c in cells if c.group in chosen], [c for c in cells if c.group not in chosen]
 
 
-def _halves(cells: list[_Cell], rng: np.random.RandomState) -> tuple[list[_Cell], list[_Cell]]:
+def halves(cells: list[Cell], rng: np.random.RandomState) -> tuple[list[Cell], list[Cell]]:
     """Train and held-out halves of the blocks; the development blocks are always on the train side."""
     fixed, groups = _development(cells), _groups(cells)
     free = [g for g in groups if g not in fixed]
@@ -100,15 +103,15 @@ def _halves(cells: list[_Cell], rng: np.random.RandomState) -> tuple[list[_Cell]
     return _part(cells, fixed | more)
 
 
-def _pick(cells: list[_Cell], count: int, rng: np.random.RandomState) -> list[_Cell]:
+def _pick(cells: list[Cell], count: int, rng: np.random.RandomState) -> list[Cell]:
     return [cells[i] for i in np.sort(rng.permutation(len(cells))[:count])]
 
 
 def scenario(seed: int, *, shots_per_class: int = SHOTS_PER_CLASS, control_images: int = CONTROL_IMAGES) -> Scenario:
     """The sets of one seed: reader and control from mono train blocks, shots from poly train blocks, all test blocks held out."""
     rng = np.random.RandomState(seed)
-    mono, poly = ([c for c in _cells() if c.kind == kind] for kind in ("mono", "poly"))
-    return _build(seed, _halves(mono, rng), _halves(poly, rng), rng, shots_per_class, control_images)
+    mono, poly = ([c for c in read_cells() if c.kind == kind] for kind in ("mono", "poly"))
+    return _build(seed, halves(mono, rng), halves(poly, rng), rng, shots_per_class, control_images)
 
 
 def development_scenario(seed: int, *, shots_per_class: int = SHOTS_PER_CLASS, control_images: int = CONTROL_IMAGES) -> Scenario:
@@ -116,7 +119,7 @@ def development_scenario(seed: int, *, shots_per_class: int = SHOTS_PER_CLASS, c
     rng = np.random.RandomState(seed)
     parts = []
     for kind in ("mono", "poly"):
-        cells = [c for c in _cells() if c.kind == kind]
+        cells = [c for c in read_cells() if c.kind == kind]
         cells = [c for c in cells if c.group in _development(cells)]
         groups = _groups(cells)
         parts.append(_part(cells, {groups[i] for i in rng.permutation(len(groups))[: len(groups) // 2]}))
@@ -125,8 +128,8 @@ def development_scenario(seed: int, *, shots_per_class: int = SHOTS_PER_CLASS, c
 
 def _build(
     seed: int,
-    mono: tuple[list[_Cell], list[_Cell]],
-    poly: tuple[list[_Cell], list[_Cell]],
+    mono: tuple[list[Cell], list[Cell]],
+    poly: tuple[list[Cell], list[Cell]],
     rng: np.random.RandomState,
     per_class: int,
     control: int,
@@ -155,7 +158,7 @@ def _unrelated() -> Shots:
     found: dict[Path, dict[str, str]] = {}
     for part in ("train", "test"):
         for question, answer, image in json.loads((data / part / "questions.json").read_text("utf-8")):
-            key = "shape" if answer in _SHAPES else "colour" if question.startswith("what") and "color" in question else ""
+            key = "shape" if answer in SHAPES else "colour" if question.startswith("what") and "color" in question else ""
             if key:
                 found.setdefault(data / part / "images" / f"{image}.png", {})[key] = answer
     labels = {path: f"{f['colour']} {f['shape']}" for path, f in found.items() if len(f) == 2}

@@ -44,7 +44,7 @@ PLAIN = {
     "dinov3": ("DINOv3ViTModel", "DINOv3ViTConfig", {**VISION, "num_register_tokens": 2}),
     "vit": ("ViTModel", "ViTConfig", VISION),
 }
-FAMILIES = (*PLAIN, "llava", "paligemma", "smolvlm", "internvl", "timm-vit")
+FAMILIES = (*PLAIN, "llava", "paligemma", "smolvlm", "internvl", "timm-vit", "dinov2-tokens", "llava-tokens")
 
 
 def _vlm(family: str) -> Any:
@@ -117,6 +117,7 @@ def timm_model() -> Any:
 def save_checkpoint(family: str, folder: Path) -> Any:
     """Write the family's small random model into `folder` and return it in evaluation mode."""
     torch.manual_seed(0)
+    family = family.removesuffix("-tokens")  # another recipe for the same checkpoints
     if family in PLAIN:
         kind, config, values = PLAIN[family]
         model = getattr(transformers, kind)(getattr(transformers, config)(**values))

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 
 from edgeedit.edit.methods.full import FP16, whole_update
@@ -21,6 +22,7 @@ from edgeedit.edit.train import TrainData, fit
 from edgeedit.encoder.encoder import Encoder
 from edgeedit.errors import InputError
 
+Array = np.ndarray[Any, Any]
 PARTS = ("q", "k", "v", "o", "fc1", "fc2")
 
 
@@ -55,6 +57,15 @@ class Adapted:
         layers: list[Any] = [self.encoder.wrapped.get_submodule(name) for name in self.modules]
         return torch.stack([layer.get_delta_weight("default").square().sum() for layer in layers]).sum()
 
+    def merged(self) -> dict[str, Array]:
+        """Name -> base weight + adapter, float32."""
+        values: dict[str, Array] = {}
+        with torch.no_grad():
+            for name in self.modules:
+                layer: Any = self.encoder.wrapped.get_submodule(name)
+                values[name + ".weight"] = (layer.base_layer.weight + layer.get_delta_weight("default")).float().cpu().numpy()
+        return values
+
 
 @dataclass(frozen=True)
 class Lora(Settings):
@@ -72,9 +83,4 @@ class Lora(Settings):
         generator = torch.Generator().manual_seed(task.seed)
         data = TrainData(task.pixels, task.labels, task.control)
         fit(model, task.base, data, (task.reader, task.loss), self, (task.seed, generator), task.progress)
-        values = {}
-        with torch.no_grad():
-            for name in model.modules:
-                layer: Any = model.encoder.wrapped.get_submodule(name)
-                values[name + ".weight"] = (layer.base_layer.weight + layer.get_delta_weight("default")).float().cpu().numpy()
-        return whole_update(task.base, values, FP16 * sum(p.numel() for p in model.own), {})
+        return whole_update(task.base, model.merged(), FP16 * sum(p.numel() for p in model.own), {})

@@ -29,12 +29,22 @@ LOADED = [f for f in FAMILIES if f != "timm-vit"]  # timm needs torchvision, see
 REFUSED = ("qwen2-vl", "qwen2.5-vl", "siglip2-naflex")
 
 
-def _pixels() -> torch.Tensor:
-    return torch.randn(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+def _side(family: str) -> int:
+    return 8 * 14 if family == "dinov2-tokens" else SIDE  # its four tokens need 8 x 8 patches
+
+
+def _pixels(side: int = SIDE) -> torch.Tensor:
+    return torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(1))
 
 
 def _read_by_user(family: str, model: Any, pixels: torch.Tensor) -> torch.Tensor:
     """The features as the family's own whole model computes them, without edgeedit."""
+    if family == "llava-tokens":
+        return _submodule(model, "vision_tower")(pixel_values=pixels, output_hidden_states=True).hidden_states[-2][:, 1:].flatten(1)
+    if family == "dinov2-tokens":  # rows of patches from the top left; each quarter of the picture is one token
+        tokens = model(pixel_values=pixels).last_hidden_state[:, 1:].unflatten(1, (8, 8))
+        quarters = [tokens[:, down : down + 4, right : right + 4].flatten(1, 2).mean(1) for down in (0, 4) for right in (0, 4)]
+        return torch.cat(quarters, 1)
     if family == "llava":
         found = _submodule(model, "vision_tower")(pixel_values=pixels, output_hidden_states=True)
         return found.hidden_states[-2][:, 1:].mean(1)
@@ -62,7 +72,7 @@ def _bundle_matches(encoder: Encoder, folder: Path) -> float:
     mapped = {t.parameter for t in bundle.tensor_map.tensors}
     assert set(encoder.editable()) <= mapped
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
-    pixels = _pixels()[:1]
+    pixels = _pixels(encoder.preprocess.size)[:1]
     got = session.run(None, {session.get_inputs()[0].name: pixels.numpy()})[0]
     with torch.no_grad():
         return float(np.abs(got - encoder(pixels).numpy()).max())
@@ -76,10 +86,10 @@ def test_family_is_read_edited_and_exported(family: str, tmp_path: Path) -> None
             load_encoder(str(tmp_path), recipe, size=SIDE)
         return
     model = save_checkpoint(family, tmp_path / "checkpoint")
-    encoder = load_encoder(str(tmp_path / "checkpoint"), recipe, size=SIDE)
+    encoder = load_encoder(str(tmp_path / "checkpoint"), recipe, size=_side(family))
     assert encoder.blocks == 3 - recipe.drop_blocks and encoder.heads == 4
     assert len(encoder.editable()) == 4 * encoder.blocks
-    pixels = _pixels()
+    pixels = _pixels(_side(family))
     with torch.no_grad():
         assert torch.allclose(encoder(pixels), _read_by_user(family, model, pixels), atol=1e-6)
     encoder(pixels).square().sum().backward()
