@@ -13,7 +13,7 @@ DEVICE_TESTS := tests/unit/ground tests/unit/codec tests/unit/patch tests/unit/d
 WHEEL_TESTS := tests/unit/ground tests/unit/codec tests/unit/patch tests/unit/device tests/unit/report tests/cli tests/arch
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo demo-seeds test install lint types contracts native aarch64 fuzz fuzz-ci wheel test-wheel test-pythons test-transformers test-deps benchmark-assets bench-patch pytest clean
+.PHONY: demo demo-seeds test install lint types contracts native aarch64 fuzz fuzz-ci store-states wheel test-wheel test-pythons test-transformers test-deps benchmark-assets bench-patch pytest clean
 
 demo: $(VENV)/.installed $(VENV)/.assets
 	$(BIN)/edgeedit demo --out demo-out
@@ -79,6 +79,12 @@ fuzz: $(VENV)/.installed
 
 fuzz-ci:
 	$(MAKE) fuzz FUZZ_RUNS=100000 FUZZ_JSON=build/fuzz/report-ci.json
+
+# Ten thousand random sequences of what may happen to a store, against a simple model (about half an hour); pytest runs a hundredth.
+STORE_SEQUENCES ?= 10000
+store-states: $(VENV)/.installed
+	@mkdir -p build
+	EDGEEDIT_STORE_SEQUENCES=$(STORE_SEQUENCES) EDGEEDIT_STORE_JSON=build/store_states.json $(BIN)/python -m pytest -q tests/property/test_store_states.py
 
 wheel: $(VENV)/.installed
 	rm -rf build/dist && mkdir -p build/dist
