@@ -17,9 +17,11 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from edgeedit.delta import LowRankPart, SparsePart, TensorDelta
+from edgeedit.digest import digest_array, fingerprint, tensor_digest
 from edgeedit.patch.header import FIXED, HEADER_BYTES, MAGIC, SLOT, signed_message
 from edgeedit.patch.keys import public_half
 from edgeedit.patch.write import PatchContent, build_patch
+from edgeedit.rounding import apply_delta
 
 TEST_KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(1, 33)))
 SECOND_TEST_KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(2, 34)))
@@ -66,6 +68,36 @@ def lanes_content() -> PatchContent:
     )
 
 
+def dtypes_base() -> dict[str, Any]:
+    """Tensors by integer arithmetic alone: int8 codes from end to end, bfloat16 (its bits as uint16) of many magnitudes, both signs."""
+    place = np.arange(96, dtype=np.int64)
+    codes = (place * 89 % 256 - 128).astype(np.int8).reshape(8, 12)
+    bits = (0x3A00 + place[:60] * 997 % 0x0500 + (place[:60] % 2) * 0x8000).astype("<u2").reshape(6, 10)
+    bits[5, 9] = 0x0001  # the smallest subnormal
+    return {"codes.weight_q": codes, "gain": bits}
+
+
+def dtypes_content() -> PatchContent:
+    """An int8 Bundle: codes that reach both ends of their range, and a bfloat16 tensor with both parts."""
+    base = dtypes_base()
+    flat = base["codes.weight_q"].reshape(-1).astype(np.int16)
+    low_end, high_end = int(np.argmin(flat)), int(np.argmax(flat))
+    places = np.array(sorted({low_end, high_end, 1, 30, 31, 90}), np.int64)
+    wanted = {low_end: -127, high_end: -128}
+    q = np.array([wanted[i] - flat[i] if i in wanted else (9 if flat[i] < 0 else -9) for i in places.tolist()], np.int16)
+    sparse = SparsePart(np.array([0, 7, 33, 59], np.int64), np.array([1, -255, 40, 2], np.int16), 40961 * 2.0**-30)
+    low = LowRankPart(
+        np.array([1, 5], np.int64), np.arange(10, dtype=np.int64), np.array([[3], [-90]], np.int8), np.arange(-5, 5).astype(np.int8)[None], 2.0**-18
+    )
+    deltas = [TensorDelta("codes.weight_q", (8, 12), SparsePart(places, q, 1.0)), TensorDelta("gain", (6, 10), sparse, low)]
+    new = {delta.name: apply_delta(base[delta.name], delta) for delta in deltas}
+    before, after = ({name: digest_array(array) for name, array in state.items()} for state in (base, new))
+    parent, result = (fingerprint(tensor_digest(name, array) for name, array in state.items()) for state in (base, new))
+    expected = np.array([[0.25, -3.0]], np.float32)
+    kinds = {"codes.weight_q": "int8", "gain": "bfloat16"}
+    return PatchContent(parent, result, "int8", "siglip", deltas, before, after, kinds, expected, 0.5, {"seed": 9})
+
+
 def forge(manifest: bytes, payload: bytes, version: int = 1) -> bytes:
     """A correctly signed file around any manifest bytes."""
     fixed = FIXED.pack(MAGIC, version, 1, len(manifest), HEADER_BYTES + len(manifest) + len(payload))
@@ -110,6 +142,7 @@ def files() -> dict[str, bytes]:
         "v1-small": small,
         "v1-wide": build_patch(wide_content(), [TEST_KEY, SECOND_TEST_KEY]),
         "v1-lanes": build_patch(lanes_content(), [TEST_KEY]),
+        "v1-dtypes": build_patch(dtypes_content(), [TEST_KEY]),
         **bad_files(small),
     }
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from edgeedit.digest import digest_array
 from edgeedit.errors import IntegrityError
 from edgeedit.patch.keys import public_half
 from edgeedit.patch.read import Patch, read_unverified
@@ -28,6 +29,7 @@ FROZEN = {
     "bad-v1-version-2": "9f4d2be6afcc33d2b46bbe1bb3d3c1084375388689b8f67ebdd620fc51b8b6e1",
     "v0-small": "e989590567474c0303bb8fe5cd553b74c70a903a67193d08979478f834596191",
     "v0-wide": "bebf514f0b73672af2d52062327ceeb7dad99ad968a6120564b34827894e7ef7",
+    "v1-dtypes": "0d1033b7acbc4bb212f578b254d150b00c48ae694808891a53851f29c091ee73",
     "v1-lanes": "cec9fe198fbd236e5bb80a58635b54ca1b22f1ec3be9888f7b36adf3d81dc0db",
     "v1-small": "5b51e5c7261f88c8c4291391884e1828d4c9f2f525dcf6f3e31462be7b311c59",
     "v1-wide": "bae91495f0899fd9043efc455d673f5922bc56ff4e52febce2978bffab463493",
@@ -115,6 +117,24 @@ def test_lanes_reads_to_the_generators_numbers(generator: ModuleType) -> None:
     assert tuple(section[:2]) == (8, 8)
     found, made = patch.tensor_delta("w").sparse, generator.lanes_content().deltas[0].sparse
     assert found is not None and np.array_equal(found.index, made.index) and np.array_equal(found.q, made.q)
+
+
+def test_codes_and_bfloat16_lead_to_the_frozen_digests(generator: ModuleType) -> None:
+    """int8 codes that reach -127 and -128 by integer addition, bfloat16 with both parts and a subnormal."""
+    patch = _verified(_read("v1-dtypes"))
+    base = generator.dtypes_base()
+    assert {row.name: row.dtype for row in patch.manifest.tensors} == {"codes.weight_q": "int8", "gain": "bfloat16"}
+    assert patch.manifest.precision == "int8"
+    for row in patch.manifest.tensors:
+        assert digest_array(base[row.name]) == row.before
+        assert digest_array(patch.apply(row.name, base[row.name])) == row.after
+    codes, gain = (patch.tensor_delta(name).sparse for name in ("codes.weight_q", "gain"))
+    assert codes is not None and gain is not None
+    assert (codes.step, codes.index.tolist()[:2]) == (1.0, [0, 1])
+    assert (codes.q.min(), gain.q.tolist(), gain.step) == (-255, [1, -255, 40, 2], 40961 * 2.0**-30)
+    new = patch.apply("codes.weight_q", base["codes.weight_q"]).reshape(-1)
+    old = base["codes.weight_q"].reshape(-1).astype(int)
+    assert new[codes.index].tolist() == (old[codes.index] + codes.q).tolist()
 
 
 @pytest.mark.parametrize("stem", sorted(BAD))

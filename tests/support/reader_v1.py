@@ -38,8 +38,40 @@ def read(data: bytes) -> dict[str, Any]:
     }
 
 
+def apply(tensor: dict[str, Any], old: bytes) -> bytes:
+    """The little-endian C-order bytes of a tensor (an entry of `tensors`) after the change, from those before (FORMAT 4)."""
+    if tensor["dtype"] == "int8":
+        codes = [code - 256 if code > 127 else code for code in old]
+        for place, q in zip(tensor["index"].tolist(), tensor["q"].tolist(), strict=True):
+            codes[place] += q
+        return struct.pack(f"{len(codes)}b", *codes)  # refuses what leaves int8
+    kind = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}[tensor["dtype"]]
+    stored = np.frombuffer(old, kind)
+    single = stored.astype("<f4") if kind != "<u2" else np.frombuffer(b"".join(b"\0\0" + old[i : i + 2] for i in range(0, len(old), 2)), "<f4")
+    work, touched = single.copy(), np.zeros(stored.size, bool)
+    if "q" in tensor:
+        work[tensor["index"]] += np.float32(tensor["step"]) * tensor["q"].astype(np.float32)
+        touched[tensor["index"]] = True
+    if "a" in tensor:
+        grid = np.add.outer(tensor["rows"].astype(np.int64) * tensor["shape"][1], tensor["cols"].astype(np.int64))
+        work[grid] += np.float32(tensor["scale"]) * (tensor["a"].astype(np.int64) @ tensor["b"].astype(np.int64)).astype(np.float32)
+        touched[grid] = True
+    rounded = work.astype(kind) if kind != "<u2" else _bfloat16(work)
+    return np.where(touched, rounded, stored).astype(kind).tobytes()
+
+
+def _bfloat16(single: Any) -> Any:
+    """Of the two neighbours with 16 zero bits behind, the nearer one; of two equally near ones the even one."""
+    toward_zero = single.view("<u4") & np.uint32(0xFFFF0000)
+    away = toward_zero + np.uint32(0x10000)
+    value = single.astype(np.float64)
+    near, far = (np.abs(bits.view("<f4").astype(np.float64) - value) for bits in (toward_zero, away))
+    odd = (toward_zero >> np.uint32(16)) & np.uint32(1) == 1
+    return (np.where((far < near) | ((far == near) & odd), away, toward_zero) >> np.uint32(16)).astype("<u2")
+
+
 def _tensor(row: dict[str, Any], sections: dict[str, bytes]) -> dict[str, Any]:
-    found: dict[str, Any] = {"shape": tuple(row["shape"])}
+    found: dict[str, Any] = {"shape": tuple(row["shape"]), "dtype": row["dtype"]}
     if "sparse" in row:
         found["step"] = float.fromhex(row["step"])
         found["index"], found["q"] = _sparse(sections[row["sparse"]], row["shape"])
