@@ -87,7 +87,11 @@ def dtypes_content() -> PatchContent:
     q = np.array([wanted[i] - flat[i] if i in wanted else (9 if flat[i] < 0 else -9) for i in places.tolist()], np.int16)
     sparse = SparsePart(np.array([0, 7, 33, 59], np.int64), np.array([1, -255, 40, 2], np.int16), 40961 * 2.0**-30)
     low = LowRankPart(
-        np.array([1, 5], np.int64), np.arange(10, dtype=np.int64), np.array([[3], [-90]], np.int8), np.arange(-5, 5).astype(np.int8)[None], 2.0**-18
+        np.array([1, 5], np.int64),
+        np.arange(10, dtype=np.int64),
+        np.array([[3], [-90]], np.int8),
+        np.arange(-5, 5).astype(np.int8)[None],
+        2.0**-18,
     )
     deltas = [TensorDelta("codes.weight_q", (8, 12), SparsePart(places, q, 1.0)), TensorDelta("gain", (6, 10), sparse, low)]
     new = {delta.name: apply_delta(base[delta.name], delta) for delta in deltas}

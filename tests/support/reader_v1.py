@@ -47,7 +47,9 @@ def apply(tensor: dict[str, Any], old: bytes) -> bytes:
         return struct.pack(f"{len(codes)}b", *codes)  # refuses what leaves int8
     kind = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}[tensor["dtype"]]
     stored = np.frombuffer(old, kind)
-    single = stored.astype("<f4") if kind != "<u2" else np.frombuffer(b"".join(b"\0\0" + old[i : i + 2] for i in range(0, len(old), 2)), "<f4")
+    single = (
+        stored.astype("<f4") if kind != "<u2" else np.frombuffer(b"".join(b"\0\0" + old[i : i + 2] for i in range(0, len(old), 2)), "<f4")
+    )
     work, touched = single.copy(), np.zeros(stored.size, bool)
     if "q" in tensor:
         work[tensor["index"]] += np.float32(tensor["step"]) * tensor["q"].astype(np.float32)

@@ -15,20 +15,21 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeedit.bundle import Bundle, MappedTensor, Preprocess, TensorMap, load_bundle, save_bundle, verify_bundle
+from edgeedit.bundle import DTYPES, Bundle, MappedTensor, Preprocess, TensorMap, load_bundle, save_bundle, verify_bundle
 from edgeedit.cli.main import run
 from edgeedit.delta import LowRankPart, SparsePart, TensorDelta
-from edgeedit.digest import TensorDigest, digest_array, digest_file, fingerprint
+from edgeedit.digest import digest_array, digest_file, dtype_word, fingerprint, tensor_digest
 from edgeedit.errors import InputError, IntegrityError, MismatchError, RefusedError
 from edgeedit.patch.algebra_chain import load_chain
 from edgeedit.patch.algebra_compare import conflicts, diff
 from edgeedit.patch.algebra_fit import fit_change, join_low_rank
 from edgeedit.patch.algebra_materialize import materialize_bundle, materialize_weights
 from edgeedit.patch.algebra_squash import squash
+from edgeedit.patch.describe import describe
 from edgeedit.patch.keys import new_key, public_half
 from edgeedit.patch.read import Patch, read_unverified
 from edgeedit.patch.write import PatchContent, build_patch
-from edgeedit.rounding import apply_delta, legal_step
+from edgeedit.rounding import apply_delta, legal_step, narrow
 
 Array = np.ndarray[Any, Any]
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(7, 39)))
@@ -40,14 +41,14 @@ def _bundle(folder: Path, weights: dict[str, Array]) -> Bundle:
     rows, content = [], b""
     for name, array in weights.items():
         data = array.tobytes()
-        dtype = array.dtype.name
+        dtype = dtype_word(array.dtype)
         rows.append(MappedTensor(name, name, False, dtype, array.shape, len(content), len(data), digest_array(array), name != "bias"))
         content += data + b"\0" * (-len(data) % 4096)
     (folder / "weights.bin").write_bytes(content)
     (folder / "model.onnx").write_bytes(b"graph")
     np.save(folder / "probes.npy", np.zeros((3, 3, 2, 2), np.float32))
     bundle = Bundle(
-        folder, "tiny", "0" * 64, next(iter(weights.values())).dtype.name, "linux-cpu", "pixels", (3, 2, 2), "features", 5,
+        folder, "tiny", "0" * 64, dtype_word(next(iter(weights.values())).dtype), "linux-cpu", "pixels", (3, 2, 2), "features", 5,
         Preprocess(2, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), 1e-4, digest_file(folder / "model.onnx"), digest_file(folder / "probes.npy"),
         fingerprint(r.digest() for r in rows), TensorMap(tuple(rows)),
     )  # fmt: skip
@@ -66,21 +67,24 @@ class Maker:
         new = {d.name: apply_delta(self.weights[d.name], d) for d in deltas}
         parent, before = self.mark(), {d.name: digest_array(self.weights[d.name]) for d in deltas}
         self.weights = {**self.weights, **new}
-        dtype = self.weights["fc1"].dtype.name
+        dtype = dtype_word(self.weights["fc1"].dtype)
         content = PatchContent(
-            parent, self.mark(), dtype, "tiny", deltas, before, {n: digest_array(a) for n, a in new.items()}, dict.fromkeys(new, dtype),
+            parent, self.mark(), dtype, "tiny", deltas, before, {n: digest_array(a) for n, a in new.items()},
+            {n: dtype_word(a.dtype) for n, a in new.items()},
             np.full((3, 5), len(self.patches), np.float32), 1e-4, {"number": len(self.patches)},
         )  # fmt: skip
         self.patches.append(read_unverified(build_patch(content, [KEY])).verify([public_half(KEY)]))
         return self.patches[-1]
 
     def mark(self) -> str:
-        return fingerprint(TensorDigest(n, a.dtype.name, a.shape, digest_array(a)) for n, a in self.weights.items())
+        return fingerprint(tensor_digest(n, a) for n, a in self.weights.items())
 
 
 def _weights(rng: np.random.Generator, dtype: str, *, grid: float | None = None) -> dict[str, Array]:
     made = {name: rng.normal(0, 0.05, shape) for name, shape in SHAPES.items()}
-    return {name: (np.rint(a / grid) * grid + 0.0 if grid else a).astype(dtype) for name, a in made.items()}
+    if dtype == "int8":
+        return {name: np.rint(400 * a).clip(-80, 80).astype(np.int8) for name, a in made.items()}
+    return {name: narrow((np.rint(a / grid) * grid + 0.0 if grid else a).astype(np.float32), DTYPES[dtype]) for name, a in made.items()}
 
 
 def _sparse(rng: np.random.Generator, step: float, *, share: float = 0.2, name: str = "fc1") -> TensorDelta:
@@ -101,16 +105,17 @@ def _random_chain(seed: int, dtype: str) -> tuple[dict[str, Array], Maker, list[
     base = _weights(rng, dtype)
     maker, made = Maker(dict(base)), []
     for _ in range(int(rng.integers(2, 5))):
-        deltas = [_sparse(rng, legal_step(float(rng.uniform(1e-5, 1e-3))), share=float(rng.uniform(0.01, 0.5)))]
-        if rng.random() < 0.6:
+        step = legal_step(float(rng.uniform(1e-5, 1e-3)))
+        deltas = [_sparse(rng, 1.0 if dtype == "int8" else step, share=float(rng.uniform(0.01, 0.5)))]
+        if rng.random() < 0.6 and dtype != "int8":
             deltas.append(_low_rank(rng, 2.0 ** int(rng.integers(-28, -18))))
         maker.add(*deltas)
         made.append(deltas)
     return base, maker, made
 
 
-@settings(deadline=None, max_examples=25)
-@given(st.integers(0, 100_000), st.sampled_from(["float32", "float16"]))
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 100_000), st.sampled_from(sorted(DTYPES)))
 def test_a_fit_with_its_exact_bits_repeats_a_random_chain(seed: int, dtype: str) -> None:
     base, maker, made = _random_chain(seed, dtype)
     for name in ("fc1", "qkv"):
@@ -119,6 +124,7 @@ def test_a_fit_with_its_exact_bits_repeats_a_random_chain(seed: int, dtype: str)
         if fit is None:
             assert np.array_equal(base[name], maker.weights[name])
             continue
+        assert dtype != "int8" or not fit.index.size, "integers alone repeat a chain of codes"
         again = base[name]
         if fit.sparse is not None or fit.low_rank is not None:
             again = apply_delta(again, TensorDelta(name, SHAPES[name], fit.sparse, fit.low_rank))
@@ -150,13 +156,13 @@ def _grid_chain(tmp_path: Path, dtype: str) -> tuple[Bundle, Maker]:
     maker = Maker(dict(weights))
     mask = _sparse(rng, 2.0**-10).sparse
     assert mask is not None
-    for step in (2.0**-10, 2.0**-9, 2.0**-10):
+    for step in (1.0, 1.0, 1.0) if dtype == "int8" else (2.0**-10, 2.0**-9, 2.0**-10):
         q = (rng.integers(1, 9, mask.index.size) * rng.choice([-1, 1], mask.index.size)).astype(np.int16)
         maker.add(TensorDelta("fc1", SHAPES["fc1"], SparsePart(mask.index, q, step)), _sparse(rng, step, share=0.05, name="qkv"))
     return _bundle(tmp_path / "bundle", weights), maker
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", sorted(DTYPES))
 def test_a_squash_has_the_chains_fingerprints_and_later_patches_fit_it(tmp_path: Path, dtype: str) -> None:
     bundle, maker = _grid_chain(tmp_path, dtype)
     third = maker.patches[2]
@@ -230,13 +236,50 @@ def test_diff_is_symmetric_and_conflicts_count_like_sets(seed: int) -> None:
     assert conflicts(a, b)["relation"] == "siblings"
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_compare_and_inspect_count_codes_and_bfloat16_like_sets(dtype: str) -> None:
+    rng = np.random.default_rng(6)
+    weights, step = _weights(rng, dtype), 1.0 if dtype == "int8" else 2.0**-11
+    a, b = (Maker(dict(weights)).add(_sparse(rng, step, share=0.3)) for _ in range(2))
+    sides = [{int(i): int(q) for i, q in zip(p.index, p.q, strict=True)} for p in (_part(a), _part(b))]
+    both = set(sides[0]) & set(sides[1])
+    same = sum(sides[0][i] == sides[1][i] for i in both)
+    there, clash = diff(a, b), conflicts(a, b)
+    assert (there["same"], there["different"], there["only_in_a"]) == (same, len(both) - same, len(sides[0]) - len(both))
+    top = max(abs(sides[0].get(i, 0) - sides[1].get(i, 0)) for i in {*sides[0], *sides[1]})
+    assert there["tensors"][0]["largest_difference"] == step * top
+    assert (clash["both"], clash["opposing"]) == (len(both), sum(sides[0][i] * sides[1][i] < 0 for i in both))
+    shown = describe(a)
+    assert shown["precision"] == dtype and shown["changed"] == len(sides[0])
+    assert [(row["name"], row["dtype"], row["step"], row["nnz"]) for row in shown["tensors"]] == [("fc1", dtype, step, len(sides[0]))]
+    other = Maker(_weights(rng, "float16")).add(_sparse(rng, 2.0**-11))
+    with pytest.raises(MismatchError, match="one precision"):
+        conflicts(a, other)
+
+
+def test_a_bundle_of_codes_and_bfloat16_squashes_and_materializes_to_its_chain(tmp_path: Path) -> None:
+    """A tensor row has its own dtype: an int8 Bundle may hold bfloat16 tensors too."""
+    rng = np.random.default_rng(9)
+    weights = _weights(rng, "bfloat16", grid=2.0**-10) | {"fc1": _weights(rng, "int8")["fc1"]}
+    maker = Maker(dict(weights))
+    for _ in range(2):
+        maker.add(_sparse(rng, 1.0), _sparse(rng, 2.0**-10, share=0.1, name="qkv"))
+    bundle = _bundle(tmp_path / "bundle", weights)
+    assert (bundle.precision, {t.dtype for t in bundle.tensor_map.tensors}) == ("int8", {"int8", "bfloat16"})
+    one = read_unverified(squash(bundle, [], maker.patches, [KEY]).data).verify([public_half(KEY)])
+    materialize_weights(bundle, maker.patches, tmp_path / "chain.bin")
+    materialize_weights(bundle, [one], tmp_path / "squash.bin")
+    assert (tmp_path / "chain.bin").read_bytes() == (tmp_path / "squash.bin").read_bytes()
+    assert one.manifest.result == maker.mark()
+
+
 def _part(patch: Patch) -> SparsePart:
     part = patch.tensor_delta("fc1").sparse
     assert part is not None
     return part
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", sorted(DTYPES))
 def test_materialized_weights_are_the_rules_and_the_bundle_loads(tmp_path: Path, dtype: str) -> None:
     base, maker, _ = _random_chain(11, dtype)
     bundle = _bundle(tmp_path / "bundle", base)
