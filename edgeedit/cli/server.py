@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -160,10 +161,18 @@ def pack(delta: Path, bundle: Path, keys: tuple[Path, ...], accept_undecided: st
     from edgeedit.patch.keys import load_private_key
 
     packed = pack_delta(load_delta(delta), load_bundle(bundle), [load_private_key(k) for k in keys], out, accept_undecided=accept_undecided)
-    value = {"patch": str(out), "bytes": packed.size, "digest": packed.digest, "parent": packed.parent, "result": packed.result}
-    emit(
-        value, f"patch {out}: {packed.size} bytes\ndigest {packed.digest}\nparent {packed.parent}\nresult {packed.result}", as_json=as_json
-    )
+    value: dict[str, Any] = {
+        "patch": str(out),
+        "bytes": packed.size,
+        "digest": packed.digest,
+        "parent": packed.parent,
+        "result": packed.result,
+    }
+    lines = [f"patch {out}: {packed.size} bytes", f"digest {packed.digest}", f"parent {packed.parent}", f"result {packed.result}"]
+    if packed.survival:
+        value["survival"] = {name: found.to_json() for name, found in packed.survival.items()}
+        lines += [found.sentence(name) for name, found in packed.survival.items()]
+    emit(value, "\n".join(lines), as_json=as_json)
 
 
 @click.command()

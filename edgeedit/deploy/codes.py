@@ -6,11 +6,13 @@ integer addition never leaves int8; what the codes cannot say is counted, not hi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from edgeedit.bundle import MappedTensor
 from edgeedit.delta import SparsePart, TensorDelta
 from edgeedit.errors import InputError
 from edgeedit.rounding import changed_elements, low_rank_product
@@ -41,6 +43,13 @@ class Survival:
             "error": round(self.error, 6),
         }
 
+    def sentence(self, name: str) -> str:
+        """One line for people, about the tensor `name`."""
+        return (
+            f"int8 {name}: {self.moved} of {self.declared} codes move, {self.clipped} clipped; "
+            f"{100 * self.share:.1f} % of the change survives, relative error {self.error:.3f}"
+        )
+
 
 def broadcast_scales(scales: Array, axis: int, shape: tuple[int, ...], name: str) -> Array:
     """The scales of a tensor as float64, broadcastable to `shape`; raises InputError when they do not fit or are not positive."""
@@ -48,6 +57,20 @@ def broadcast_scales(scales: Array, axis: int, shape: tuple[int, ...], name: str
     if not 0 <= axis < len(shape) or flat.size not in (1, shape[axis]) or not np.isfinite(flat).all() or (flat <= 0).any():
         raise InputError(f"scales of {name} do not fit: expected 1 or one positive scale for each index of dimension {axis} of {shape}")
     return flat.reshape([flat.size if place == axis else 1 for place in range(len(shape))])
+
+
+def scales_of(tensor: MappedTensor, weights: Mapping[str, Array]) -> Array:
+    """The scales of an int8 tensor from the deployed `weights`, broadcastable float64; raises InputError when they are missing or
+    do not fit."""
+    if tensor.scales not in weights:
+        raise InputError(f"int8 tensor {tensor.name} has no scales: expected a deployed tensor, got {tensor.scales!r}")
+    return broadcast_scales(weights[tensor.scales], tensor.axis, tensor.shape, tensor.name)
+
+
+def decode_codes(codes: Array, tensor: MappedTensor, weights: Mapping[str, Array]) -> Array:
+    """scale * code in float32, as DequantizeLinear gives it: the product is exact in float64 and rounded once."""
+    result: Array = (codes * scales_of(tensor, weights)).astype(np.float32)
+    return result
 
 
 def lower_codes(change: TensorDelta, codes: Array, scales: Array, source: Array | None = None) -> tuple[TensorDelta | None, Survival]:

@@ -15,7 +15,7 @@ import numpy as np
 from edgeedit.bundle import Bundle, MappedTensor
 from edgeedit.codec.apply import apply_delta
 from edgeedit.delta import Delta, TensorDelta
-from edgeedit.deploy.codes import Survival, broadcast_scales, lower_codes
+from edgeedit.deploy.codes import Survival, lower_codes, scales_of
 from edgeedit.deploy.materialize import check_weights
 from edgeedit.digest import TensorDigest, digest_array, fingerprint
 from edgeedit.errors import InputError, MismatchError
@@ -70,9 +70,7 @@ def _in_codes(
         if tensor.dtype != "int8":
             kept.append(change)
             continue
-        if tensor.scales not in weights:
-            raise InputError(f"int8 tensor {tensor.name} has no scales: expected a deployed tensor, got {tensor.scales!r}")
-        scales = broadcast_scales(weights[tensor.scales], tensor.axis, tensor.shape, tensor.name)
+        scales = scales_of(tensor, weights)
         values = None if source is None else source[tensor.parameter]
         if values is not None and tensor.transposed:
             values = values.T

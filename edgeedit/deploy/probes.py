@@ -6,17 +6,19 @@ Guarantees: the weights of `edited_encoder` are, element for element, those a de
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgeedit.bundle import Bundle
 from edgeedit.delta import Delta
+from edgeedit.deploy.codes import decode_codes
 from edgeedit.deploy.compare import run_encoder
 from edgeedit.encoder.values import parameter_values, with_values
 from edgeedit.errors import InputError, MismatchError
 from edgeedit.limits import MAX_PROBES
-from edgeedit.rounding import apply_delta
+from edgeedit.rounding import apply_delta, widen
 
 if TYPE_CHECKING:
     from edgeedit.encoder.encoder import Encoder
@@ -53,6 +55,23 @@ def edited_encoder(encoder: Encoder, delta: Delta | None, precision: str) -> Enc
 def expectations(encoder: Encoder, delta: Delta | None, bundle: Bundle) -> Array:
     """Expected features on the bundle's probes, float32 (n, width); `delta` None gives those of the parent."""
     return run_encoder(edited_encoder(encoder, delta, bundle.precision), bundle.probes())
+
+
+def deployed_expectations(encoder: Encoder, bundle: Bundle, weights: Mapping[str, Array]) -> Array:
+    """Features on the bundle's probes, float32 (n, width), of the encoder with the deployed tensors `weights` (deployed name ->
+    array, all of the bundle's) in the place of its own: int8 codes as scale * code, every other dtype widened.
+
+    Raises InputError when the scales of an int8 tensor are missing or do not fit."""
+    values = parameter_values(encoder, "float32")
+    for tensor in bundle.tensor_map.tensors:
+        if not tensor.parameter:
+            continue
+        value = weights[tensor.name]
+        if tensor.dtype == "int8":
+            value = decode_codes(value, tensor, weights)
+        single = widen(value)
+        values[tensor.parameter] = np.ascontiguousarray(single.T if tensor.transposed else single).reshape(values[tensor.parameter].shape)
+    return run_encoder(with_values(encoder, values), bundle.probes())
 
 
 def check_probes(old_outputs: Array, new_outputs: Array, tolerance: float) -> None:

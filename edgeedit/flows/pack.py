@@ -7,7 +7,7 @@ reason), the delta fits the Bundle, and at least one probe tells the new weights
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from edgeedit.bundle import Bundle
 from edgeedit.delta import Delta
+from edgeedit.deploy.codes import Survival
 from edgeedit.deploy.lower import lower
-from edgeedit.deploy.probes import check_probes, expectations
+from edgeedit.deploy.probes import check_probes, deployed_expectations, expectations
 from edgeedit.encoder.encoder import Encoder
+from edgeedit.encoder.values import parameter_values
 from edgeedit.errors import GateError
 from edgeedit.flows.server import encoder_of
 from edgeedit.patch.write import PatchContent, write_patch
@@ -28,7 +30,8 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Packed:
-    """A written patch: its file, size in bytes, SHA-256, parent and result fingerprints, new deployed tensors and their digests."""
+    """A written patch: its file, size in bytes, SHA-256, parent and result fingerprints, new deployed tensors and their digests,
+    and what of the change survives in each int8 tensor (empty where the Bundle has none)."""
 
     path: Path
     size: int
@@ -37,6 +40,7 @@ class Packed:
     result: str
     new: Mapping[str, Array]
     after: Mapping[str, str]
+    survival: Mapping[str, Survival] = field(default_factory=dict)
 
 
 def check_gate(delta: Delta, accept_undecided: str | None) -> dict[str, str]:
@@ -64,14 +68,23 @@ def pack(
     encoder: Encoder | None = None,
     accept_undecided: str | None = None,
 ) -> Packed:
-    """Lower, probe, sign and write `out`; raises GateError, MismatchError or InputError and then writes nothing."""
+    """Lower, probe, sign and write `out`; raises GateError, MismatchError or InputError and then writes nothing.
+
+    Where the Bundle holds int8 codes they are rounded from the encoder's changed float32 weights, the probes are expected to give
+    what the encoder gives with the weights that the codes stand for, and the provenance says under `survival` what they keep."""
     gate = check_gate(delta, accept_undecided)
     base = bundle.weights()
-    lowered = lower(delta, bundle, base)
     encoder = encoder or encoder_of(bundle)
-    expected = expectations(encoder, delta, bundle)
-    check_probes(expectations(encoder, None, bundle), expected, bundle.tolerance)
+    coded = any(tensor.dtype == "int8" for tensor in bundle.tensor_map.tensors)
+    lowered = lower(delta, bundle, base, parameter_values(encoder, "float32") if coded else None)
+    if coded:
+        former, expected = (deployed_expectations(encoder, bundle, {**base, **new}) for new in ({}, lowered.new))
+    else:
+        former, expected = (expectations(encoder, change, bundle) for change in (None, delta))
+    check_probes(former, expected, bundle.tolerance)
     provenance = {**{k: v for k, v in delta.info.items() if k not in ("verdicts", "locality")}, "gate": gate}
+    if lowered.survival:
+        provenance["survival"] = {name: found.to_json() for name, found in lowered.survival.items()}
     content = PatchContent(
         parent=lowered.parent,
         result=lowered.result,
@@ -86,4 +99,4 @@ def pack(
         provenance=provenance,
     )
     digest = write_patch(out, content, keys)
-    return Packed(out, out.stat().st_size, digest, lowered.parent, lowered.result, lowered.new, lowered.after)
+    return Packed(out, out.stat().st_size, digest, lowered.parent, lowered.result, lowered.new, lowered.after, lowered.survival)
