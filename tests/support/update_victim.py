@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterable
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from securesystemslib.signer import CryptoSigner
-from tuf.api.metadata import Metadata, Targets
+from tuf.api.metadata import Metadata
 from update_repository import NOW, PROFILE, SITE, MemoryFloors, Repository, make_config
 
 from edgeedit.errors import EdgeEditError
@@ -108,8 +109,9 @@ class Victim:
         assert type(caught.value).exit_code == error.exit_code and isinstance(caught.value, error), repr(caught.value)
         after = {**picture(self.cache), **picture(self.new)}
         assert self.floors.values == floors and self.floors.writes == writes
-        # A cache that was lost holds no trust yet: what it learns is judged by the floors at every poll.
-        changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+        # A cache that was lost holds no trust yet: what it learns is judged by the floors at every poll.  A signed document may be
+        # kept under its own digest; it is read again, and refused again, only when a role names it.
+        changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name) and not _by_digest(name, after)}
         assert cold or changed <= takes, changed
         assert not any(name.endswith(".eep") for name in after)
 
@@ -125,6 +127,6 @@ def resigned(repository: Repository, role: str, data: bytes, *signers: CryptoSig
     return metadata.to_bytes()
 
 
-def copy_of(targets: Targets) -> Targets:
-    """A second object of the same content."""
-    return Targets.from_dict(targets.to_dict())
+def _by_digest(name: str, files: dict[str, bytes | str]) -> bool:
+    content = files.get(name, b"")
+    return name.startswith("rollouts/") and (not content or hashlib.sha256(bytes(content)).hexdigest() in name)  # type: ignore[arg-type]
