@@ -118,10 +118,11 @@ class FolderTransport:
             if error.errno == 40:  # ELOOP: a symbolic link where none may be
                 raise IntegrityError(f"{path} is a link: expected a file on the source", hint="the source is not honest") from error
             raise UnreachableError(f"cannot read {path}: {error.strerror}", hint="check the folder or the stick") from error
+        info = os.fstat(handle)
+        if not stat.S_ISREG(info.st_mode):
+            os.close(handle)
+            raise IntegrityError(f"{path} is no file: expected a regular file on the source", hint="the source is not honest")
         with os.fdopen(handle, "rb", buffering=0) as file:
-            info = os.fstat(file.fileno())
-            if not stat.S_ISREG(info.st_mode):
-                raise IntegrityError(f"{path} is no file: expected a regular file on the source", hint="the source is not honest")
             mark = f"{info.st_size}-{info.st_mtime_ns}"
             begin = start if validator in ("", mark) and start < info.st_size else 0
             file.seek(begin)

@@ -67,10 +67,14 @@ class WebTransport:
     @contextmanager
     def _get(self, path: str, headers: dict[str, str]) -> Iterator[urllib3.BaseHTTPResponse]:
         try:
-            with _watchdog(self._link):
+            with _watchdog(self._link) as late:
                 response = self._pool.request(
                     "GET", f"{self._base}/{path}", headers={"User-Agent": _AGENT, **headers}, preload_content=False
                 )
+            if late.is_set():
+                # http.client takes headers that were shut off for headers that have ended.
+                response.close()
+                raise UnreachableError(f"cannot reach {self._base}: its headers never end", hint=_HINT)
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise UnreachableError(f"cannot reach {self._base}: {_cause(error)}", hint=_HINT) from error
         try:
@@ -165,22 +169,24 @@ _waiting = threading.local()  # the socket on which this thread waits for header
 
 
 @contextmanager
-def _watchdog(link: Link) -> Iterator[None]:
-    """End the wait for headers after `patience` and `timeout` seconds together.  A socket's own timeout is for one silence only: a
-    server that sends one byte at a time never meets it."""
+def _watchdog(link: Link) -> Iterator[threading.Event]:
+    """End the wait for headers after `patience` and `timeout` seconds together, and say so by the event.  A socket's own timeout is for
+    one silence only: a server that sends one byte at a time never meets it."""
     holder: list[socket.socket] = []
+    late = threading.Event()
     _waiting.sockets = holder
-    late = threading.Timer(link.timeout + link.patience, _shut, [holder])
-    late.daemon = True
-    late.start()
+    timer = threading.Timer(link.timeout + link.patience, _shut, [holder, late])
+    timer.daemon = True
+    timer.start()
     try:
-        yield
+        yield late
     finally:
-        late.cancel()
+        timer.cancel()
         _waiting.sockets = None
 
 
-def _shut(sockets: list[socket.socket]) -> None:
+def _shut(sockets: list[socket.socket], late: threading.Event) -> None:
+    late.set()
     for one in sockets:
         with suppress(OSError):
             one.shutdown(socket.SHUT_RDWR)
