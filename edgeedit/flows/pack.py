@@ -74,9 +74,11 @@ def pack(
     what the encoder gives with the weights that the codes stand for, and the provenance says under `survival` what they keep."""
     gate = check_gate(delta, accept_undecided)
     base = bundle.weights()
-    encoder = encoder or encoder_of(bundle)
     coded = any(tensor.dtype == "int8" for tensor in bundle.tensor_map.tensors)
-    lowered = lower(delta, bundle, base, parameter_values(encoder, "float32") if coded else None)
+    if coded:
+        encoder = encoder or encoder_of(bundle)
+    lowered = lower(delta, bundle, base, parameter_values(encoder, "float32") if encoder is not None and coded else None)
+    encoder = encoder or encoder_of(bundle)  # loaded late where it can be: a delta that does not fit is refused without it
     if coded:
         former, expected = (deployed_expectations(encoder, bundle, {**base, **new}) for new in ({}, lowered.new))
     else:
