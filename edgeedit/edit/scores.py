@@ -6,12 +6,14 @@ the gradient unscaled after, so that small gradients do not underflow into ties.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
+from edgeedit.edit.blocks import checkpointed
 from edgeedit.encoder.encoder import Encoder
 from edgeedit.errors import InputError
 
@@ -49,20 +51,15 @@ def accumulate(
     for parameter in named.values():
         parameter.requires_grad_(True)
     totals = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in named.items()}
-    size, scale = (1 if kind == "fisher" else batch), (SCALE if amp == "float16" else 1.0)
-    device = next(iter(named.values())).device.type
-    for start in range(0, count, size):
-        rows = slice(start, min(start + size, count))
-        with torch.autocast(device, getattr(torch, amp) if amp != "off" else torch.bfloat16, enabled=amp != "off"):
-            value = loss(rows)
-        while True:
-            found = torch.autograd.grad(value * scale if scale != 1 else value, list(named.values()), retain_graph=scale > 1)
-            if scale <= 1 or all(bool(torch.isfinite(g).all()) for g in found):
-                break
-            scale /= 4
-        for name, gradient in zip(named, found, strict=True):
-            exact = gradient.float() / scale if scale != 1 else gradient
-            totals[name] += exact.square() if kind == "fisher" else exact * ((rows.stop - rows.start) / count)
+    size, device = (1 if kind == "fisher" else batch), next(iter(named.values())).device.type
+    with checkpointed(encoder, size > 1):  # a float32 pass over a batch would be the peak of the whole edit
+        for start in range(0, count, size):
+            rows = slice(start, min(start + size, count))
+            share = 1.0 if kind == "fisher" else (rows.stop - rows.start) / count
+            with torch.autocast(device, getattr(torch, amp) if amp != "off" else torch.bfloat16, enabled=amp != "off"):
+                value = loss(rows)
+            add = _add_scaled if amp == "float16" else _add
+            add(value, named, totals, partial(_term, kind, share))
     for parameter in named.values():
         parameter.requires_grad_(False)
     if kind == "fisher":
@@ -70,3 +67,46 @@ def accumulate(
     elif kind == "snip":
         totals = {name: (total * named[name].detach()).abs() for name, total in totals.items()}
     return {name: total.cpu().numpy() for name, total in totals.items()}
+
+
+def _term(kind: str, share: float, gradient: torch.Tensor) -> torch.Tensor:
+    """What a pass adds to a score."""
+    return gradient.square() if kind == "fisher" else gradient * share
+
+
+def _add(
+    value: torch.Tensor,
+    named: Mapping[str, torch.Tensor],
+    totals: Mapping[str, torch.Tensor],
+    term: Callable[[torch.Tensor], torch.Tensor],
+) -> None:
+    """Adds gradients as the backward pass makes them, so that the gradient of one weight at a time exists."""
+
+    def take(total: torch.Tensor, parameter: torch.Tensor) -> None:
+        if parameter.grad is not None:
+            total.add_(term(parameter.grad))
+        parameter.grad = None
+
+    handles = [p.register_post_accumulate_grad_hook(partial(take, totals[name])) for name, p in named.items()]
+    try:
+        torch.autograd.backward(value, inputs=list(named.values()))
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _add_scaled(
+    value: torch.Tensor,
+    named: Mapping[str, torch.Tensor],
+    totals: Mapping[str, torch.Tensor],
+    term: Callable[[torch.Tensor], torch.Tensor],
+) -> None:
+    """float16: all gradients at once, because one that overflows calls for another pass at a smaller scale."""
+    scale = SCALE
+    while True:
+        found = torch.autograd.grad(value * scale, list(named.values()), retain_graph=True)
+        if scale <= 1 or all(bool(torch.isfinite(g).all()) for g in found):
+            break
+        scale /= 4
+    for name, gradient in zip(named, found, strict=True):
+        totals[name].add_(term(gradient.float() / scale))

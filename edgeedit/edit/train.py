@@ -8,8 +8,7 @@ every random choice comes from the seed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -17,8 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
+from edgeedit.edit.blocks import checkpointed
 from edgeedit.edit.locality import Locality
 from edgeedit.edit.losses import HeadLoss, TargetLoss
 from edgeedit.edit.readers import Reader
@@ -124,19 +123,6 @@ def principal_directions(encoder: Encoder, control: torch.Tensor, names: list[st
     return {name: torch.linalg.eigh(moment).eigenvectors[:, -count:].to(control) for name, moment in moments.items()}
 
 
-@contextmanager
-def _checkpointed(encoder: Encoder, enabled: bool) -> Iterator[None]:
-    """Recompute each block's activations in the backward pass instead of keeping them."""
-    blocks = [encoder.wrapped.get_submodule(name) for name in encoder.block_names()] if enabled else []
-    for block in blocks:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-    try:
-        yield
-    finally:
-        for block in blocks:
-            del block.forward
-
-
 def fit(
     model: Trainable,
     encoder: Encoder,
@@ -156,7 +142,7 @@ def fit(
     shots = _batches(len(data.shots), settings.batch, settings.steps, generator)
     kept = _batches(len(data.control), settings.batch, settings.steps, generator)
     seen = retain.batches(generator)
-    with _checkpointed(encoder, settings.checkpoint):
+    with checkpointed(encoder, settings.checkpoint):
         for step in range(settings.steps):
             for group, lr in zip(optimiser.param_groups, peak, strict=True):
                 group["lr"] = lr * _schedule(step, settings.steps)
