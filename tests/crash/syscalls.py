@@ -16,6 +16,7 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,33 @@ def transitions(store: Path, patch: bytes) -> None:
         opened.revert(again, "test", owner=OWNER)
 
 
+def for_the_fleet(store: Path, patch: bytes) -> None:
+    """What the agent does on a store whose head came by a release: floors, receipts, withdrawal, collection."""
+    with Store.open(store) as opened:
+        opened.floors.raise_floors({"clock": 5, "tuf:root": 5})
+        opened.receipts.note("r1", "offered", "a" * 64)
+        opened.receipts.done([1, 2])
+        opened.withdraw(opened.head().patch, sequence=1, reason="test")
+        opened.collect()
+
+
+def fault_for_the_fleet(store: Path, allowed: set[str]) -> str:
+    """As `fault`; and floors rose together, receipts were acknowledged together, no receipt tells what did not happen."""
+    if found := fault(store, allowed):
+        return found
+    with Store.open(store) as opened:
+        floors = {opened.floors.floor(name) for name in ("clock", "tuf:root")}
+        waiting = {receipt.sequence: receipt.state for receipt in opened.receipts.waiting(100)}
+        withdrawn = opened.generation(1).state == "withdrawn"
+        if floors not in ({0}, {5}):
+            return f"half of the floors rose: {floors}"
+        if (1 in waiting) != (2 in waiting):
+            return f"half of the receipts were acknowledged: {waiting}"
+        if withdrawn != ("withdrawn" in waiting.values()) or withdrawn != (opened.head().id == 0):
+            return f"generation 1 is {opened.generation(1).state}, head {opened.head().id}, receipts {waiting}"
+    return ""
+
+
 def fault(store: Path, allowed: set[str]) -> str:
     """What is wrong with a store after a cut; empty when it is wholly old or new.  Weights are recomputed and digest-checked."""
     try:
@@ -76,7 +104,7 @@ def goes_on(store: Path, patch: bytes) -> str:
             if trial is not None:
                 opened.revert(trial.id, "left by the cut")
             if opened.head().parent is None:
-                number = opened.stage(patch).id
+                number = opened.stage(patch, release="r2", sequence=9).id  # an order later than any withdrawal
                 if not opened.claim(number, OWNER) or not opened.confirm(number, OWNER):
                     return "the patch cannot be tried after the cut"
     except EdgeEditError as error:
@@ -91,15 +119,15 @@ def copy_store(source: Path, target: Path) -> Path:
     return target
 
 
-def in_child(store: Path, patch: bytes, mode: int, at: int, error: int) -> int:
-    """Exit status of the transitions under the shim: negative signal, 0, or 1 for an edgeedit error, 2 for any other."""
+def in_child(store: Path, steps: Callable[[], object], mode: int, at: int, error: int) -> int:
+    """Exit status of the steps under the shim: negative signal, 0, or 1 for an edgeedit error, 2 for any other."""
     child = os.fork()
     if child == 0:
         code = 2
         with contextlib.suppress(BaseException):
             set_shim(store, mode, at, error)
             try:
-                transitions(store, patch)
+                steps()
                 code = 0
             except EdgeEditError:
                 code = 1
@@ -108,10 +136,10 @@ def in_child(store: Path, patch: bytes, mode: int, at: int, error: int) -> int:
     return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
 
-def count_calls(store: Path, patch: bytes) -> int:
+def count_calls(store: Path, steps: Callable[[], object]) -> int:
     """System calls below the store in one whole run."""
     set_shim(store, COUNT)
-    transitions(store, patch)
+    steps()
     calls = int(SHIM.shim_calls())
     set_shim(store, OFF)
     return calls
@@ -126,18 +154,49 @@ KINDS = {
 }
 
 
+MOVES = {"trial": (transitions, fault), "fleet": (for_the_fleet, fault_for_the_fleet)}
+
+
 def cut_everywhere(job: dict[str, Any]) -> dict[str, Any]:
     """Cut at every call in every way; faults found, and how many cuts ended how."""
-    base, work = Path(job["store"]), Path(job["work"])
+    base, store = Path(job["store"]), Path(job["work"]) / "cut"
     patch, allowed = Path(job["patch"]).read_bytes(), set(job["allowed"])
-    calls = count_calls(copy_store(base, work / "count"), patch)
+    moves, check = MOVES[job["moves"]]
+
+    def after() -> str:
+        return check(store, allowed) or goes_on(store, patch) or fault(store, allowed)
+
+    return _cut(store, lambda: copy_store(base, store), lambda: moves(store, patch), after)
+
+
+def cut_provisioning(job: dict[str, Any]) -> dict[str, Any]:
+    """The same for making a store: there is none, or a whole one with the base; and it can be made afterwards."""
+    place = Path(job["work"]) / "place"
+    bundle, keys, allowed = Path(job["store"]) / "base", [Path(job["store"]) / "trust"], set(job["allowed"])
+
+    def empty() -> None:
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir()
+
+    def after() -> str:
+        made = place / "store"
+        if not made.exists():
+            Store.create(made, bundle, keys).close()
+        return fault(made, allowed)
+
+    return _cut(place, empty, lambda: Store.create(place / "store", bundle, keys), after)
+
+
+def _cut(folder: Path, fresh: Callable[[], object], steps: Callable[[], object], after: Callable[[], str]) -> dict[str, Any]:
+    fresh()
+    calls = count_calls(folder, steps)
     faults, ends = [], {}
     for kind, (mode, error) in KINDS.items():
         for at in range(1, calls + 1):
-            store = copy_store(base, work / "cut")
-            status = in_child(store, patch, mode, at, error)
+            fresh()
+            status = in_child(folder, steps, mode, at, error)
             ends[f"{kind}: {status}"] = ends.get(f"{kind}: {status}", 0) + 1
-            found = fault(store, allowed) or goes_on(store, patch) or fault(store, allowed)
+            found = after()
             if status == 2 or (mode == KILL and status != -signal.SIGKILL):
                 found = found or f"ended with {status}"
             if found:
@@ -151,7 +210,7 @@ def trace(job: dict[str, Any]) -> dict[str, Any]:
     store = copy_store(Path(job["store"]), Path(job["work"]) / "traced")
     fd = os.open(job["trace"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     set_shim(store, TRACE, fd=fd)
-    transitions(store, Path(job["patch"]).read_bytes())
+    MOVES[job["moves"]][0](store, Path(job["patch"]).read_bytes())
     set_shim(store, OFF)
     os.close(fd)
     return {"root": str(store)}
@@ -159,4 +218,4 @@ def trace(job: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     JOB = json.loads(Path(sys.argv[1]).read_text("utf-8"))
-    print(json.dumps({"cut": cut_everywhere, "trace": trace}[JOB["what"]](JOB)))
+    print(json.dumps({"cut": cut_everywhere, "provision": cut_provisioning, "trace": trace}[JOB["what"]](JOB)))
