@@ -4,7 +4,7 @@
     site = "plant-7"
     root = "root.json"                          TUF root that this device was provisioned with
     key = "device.pem"                          signs receipts; without it nothing is told
-    receipts = "https://fleet.example/receipts" or a folder, to be carried home
+    receipts = "https://fleet.example"          its receiver; also mqtt(s)://broker, or a folder to be carried home
     line = "a"; labels = ["canary"]; step_clock = false
     [link]                                      ca, certificate, key, proxy, rate, min_speed, patience, timeout
 
@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeedit.device.agent import Deliver, Order, Situation
 from edgeedit.device.receipts import QueuedReceipt
-from edgeedit.errors import InputError, IntegrityError, RefusedError, UnreachableError
-from edgeedit.files import replace_file
+from edgeedit.errors import InputError, RefusedError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -154,20 +153,17 @@ def make_delivery(settings: AgentSettings) -> Deliver | None:
         return None
     if settings.key is None:
         raise InputError("receipts cannot be signed: expected a device key in the settings, got none", hint="add key = ...")
+    from edgeedit.ota.client.carriers import open_carrier
     from edgeedit.ota.client.receipts import Receipt, load_device_key, sign_receipt
 
-    key = load_device_key(settings.key)
+    key, link = load_device_key(settings.key), make_link(settings)
 
     def deliver(rows: list[QueuedReceipt]) -> None:
         lines = []
         for row in rows:
             said = Receipt(row.device, row.release, row.sequence, row.state, row.patch, row.generation, _plain(row.reason), row.time)
             lines.append(sign_receipt(said, key))
-        body = b"\n".join(lines) + b"\n"
-        if "://" in settings.receipts:
-            _post(settings, body)
-        else:
-            _put(Path(settings.receipts), f"{rows[0].device}-{rows[0].sequence}-{rows[-1].sequence}.jsonl", body)
+        open_carrier(settings.receipts, link, site=settings.site, device=rows[0].device)(lines)
 
     return deliver
 
@@ -176,31 +172,3 @@ def _plain(reason: str) -> str:
     """Without what a receipt may not hold: control characters, and more than 500 bytes."""
     kept = "".join(c if c >= " " and c != "\x7f" else " " for c in reason)
     return kept.encode()[:500].decode("utf-8", "ignore")
-
-
-def _put(folder: Path, name: str, body: bytes) -> None:
-    if not folder.is_dir():
-        raise UnreachableError(f"cannot leave receipts: {folder} is not there", hint="plug the medium in; they wait in the store")
-    replace_file(folder / name, body)
-
-
-def _post(settings: AgentSettings, body: bytes) -> None:
-    import urllib3
-
-    link = make_link(settings)
-    options = {"ca_certs": link.ca, "cert_file": link.certificate, "key_file": link.key}
-    given = {name: str(value) for name, value in options.items() if value is not None}
-    with urllib3.ProxyManager(link.proxy, **given) if link.proxy else urllib3.PoolManager(**given) as pool:  # type: ignore[arg-type]
-        try:
-            answer = pool.request(
-                "POST", settings.receipts, body=body, timeout=link.timeout, retries=False, redirect=False,
-                headers={"Content-Type": "application/x-ndjson"},
-            )  # fmt: skip
-        except (urllib3.exceptions.HTTPError, ValueError) as error:
-            raise UnreachableError(f"cannot deliver receipts: {type(error).__name__}", hint="they wait in the store") from error
-    if answer.status // 100 == 4 and answer.status not in (408, 429):
-        raise IntegrityError(
-            f"receipts were refused: expected 2xx of {settings.receipts}, got {answer.status}", hint="ask the server's owner"
-        )
-    if answer.status // 100 != 2:
-        raise UnreachableError(f"cannot deliver receipts: expected 2xx, got {answer.status}", hint="they wait in the store")

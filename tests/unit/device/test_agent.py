@@ -216,7 +216,7 @@ def test_the_command_installs_from_a_signed_tree_and_leaves_signed_receipts(stor
         assert swap is not None and swap.state == "confirmed"
     done = CliRunner().invoke(cli, arguments, catch_exceptions=False)
     assert json.loads(done.stdout)["did"] == "nothing"
-    left = sorted((site.parent / "home").glob("cam-1-*.jsonl"))
+    left = sorted((site.parent / "home" / "receipts" / "cam-1").glob("*.receipt"))
     lines = [json.loads(line) for file in left for line in file.read_bytes().splitlines()]
     assert len(lines) == 4 and all(line["signatures"] for line in lines)
     with Store.open(store) as opened:
