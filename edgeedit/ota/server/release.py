@@ -236,7 +236,7 @@ def advance(tree: Tree, site: str, release: str, keyring: Keyring, ledger: Ledge
     document = read_rollout(tree, site, release)
     if document.state != "running":
         raise MismatchError(
-            f"release {release} cannot advance: expected running, got {document.state}", hint="`rollout halt --state running`, or a new release"
+            f"release {release} cannot advance: expected running, got {document.state}", hint="`rollout halt --state running`"
         )
     standing = judge(document, ledger)
     if standing.verdict == "halt":
