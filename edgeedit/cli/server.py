@@ -73,7 +73,12 @@ def reader_fit(images: Path, bundle: Path, kind: str, out: Path, as_json: bool) 
 @click.command()
 @click.argument("shots", type=_PATH)
 @_BUNDLE
-@click.option("--reader", "reader_path", required=True, type=_PATH, help="Frozen reader (.npz).")
+@click.option("--reader", "reader_path", type=_PATH, help="Frozen reader (.npz).")
+@click.option("--vlm", metavar="FOLDER-OR-ID", help="Instead of --reader: a LLaVA-style model that answers; smollm2-elpv is offline.")
+@click.option("--vlm-prompt", help="Prompt with <image> and {question}; LLaVA 1.5's when not given.")
+@click.option(
+    "--vlm-loss", type=click.Choice(["answer", "closed"]), default="answer", show_default=True, help="Over all words, or the list."
+)
 @click.option("--control", required=True, type=_PATH, help="Images that must stay as they are; labels are not needed.")
 @click.option("--heldout", type=_PATH, help="Labelled target images to judge by; half of the shots' groups when not given.")
 @click.option("--heldout-control", type=_PATH, help="Labelled control images to judge by; part of --control when not given.")
@@ -103,7 +108,13 @@ def edit(out: Path, as_json: bool, **options: object) -> None:
         f"outside the mask {metrics.outside_mask}"
     )
     rows.append(f"edit {metrics.edit_seconds:.1f} s; gate: {metrics.gate.verdict}" + "".join(f"\n  - {r}" for r in metrics.gate.reasons))
-    emit({"delta": str(out) if metrics.gate.verdict != "fail" else None, "metrics": metrics.to_json()}, "\n".join(rows), as_json=as_json)
+    value = {"delta": str(out) if metrics.gate.verdict != "fail" else None, "metrics": metrics.to_json()}
+    if "vlm" in result.info:
+        from edgeedit.flows.vlm.words import control_lines
+
+        value["vlm"] = result.info["vlm"]
+        rows += control_lines(result.info["vlm"])
+    emit(value, "\n".join(rows), as_json=as_json)
     if metrics.gate.verdict != "pass":
         raise GateError(
             f"gate did not pass: expected pass, got {metrics.gate.verdict}",
@@ -179,9 +190,10 @@ def pack(delta: Path, bundle: Path, keys: tuple[Path, ...], accept_undecided: st
 @click.option("--seeds", default="0", show_default=True, help="Comma-separated seeds; finished ones are not run again.")
 @click.option("--shots", type=_PATH, help="Your own labelled target images instead of the demo's.")
 @click.option("--control", type=_PATH, help="Your own labelled base images (with --shots).")
+@click.option("--vlm", is_flag=True, help="With a language model that answers questions: the error leaves as a wrong sentence.")
 @click.option("--out", default="demo-out", show_default=True, type=_PATH)
 @json_option
-def demo(seeds: str, shots: Path | None, control: Path | None, out: Path, as_json: bool) -> None:
+def demo(seeds: str, shots: Path | None, control: Path | None, vlm: bool, out: Path, as_json: bool) -> None:
     """Mistake, repair, patch, swap in a running session, rollback: on a real encoder and real images."""
     from edgeedit.errors import InputError
     from edgeedit.flows.demo import check_gates, run_demo
@@ -193,6 +205,15 @@ def demo(seeds: str, shots: Path | None, control: Path | None, out: Path, as_jso
         raise InputError(f"seeds are not numbers: expected for example 0,1,2, got {seeds}") from error
     if (shots is None) != (control is None):
         raise InputError("own data is incomplete: expected --shots and --control together")
+    if vlm:
+        from edgeedit.flows.vlm.demo import run_vlm_demo, vlm_table
+
+        if shots:
+            raise InputError("demo has its own images for --vlm: expected no --shots", hint="use `edgeedit edit --vlm` on your own images")
+        value = run_vlm_demo(out, numbers, progress())
+        emit(value, vlm_table(value, out), as_json=as_json)
+        check_gates(value)
+        return
     value = run_demo(out, numbers, progress(), own=(shots, control) if shots and control else None)
     emit(value, table(value, out), as_json=as_json)
     check_gates(value)

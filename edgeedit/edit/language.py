@@ -69,6 +69,7 @@ class LanguageSide:
         self.skip = recipe.skip
         for parameter in model.parameters():
             parameter.requires_grad_(False)
+        self.answered: dict[str, Any] = {}  # what `VlmReader` was told before, by digest of the features
         self._prompts: dict[tuple[str, tuple[str, ...]], Prompt] = {}
         self._past: dict[tuple[tuple[int, ...], str], Any] = {}
 
@@ -79,7 +80,7 @@ class LanguageSide:
         made.model, made.tokenizer, made.prompt, made.cached = model.eval(), other.tokenizer, other.prompt, cached
         made.eyes = next(m for m in model.modules() if isinstance(m, Eyes))
         made.image_id, made.skip = other.image_id, other.skip
-        made._prompts, made._past = {}, {}
+        made._prompts, made._past, made.answered = {}, {}, {}
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         return made

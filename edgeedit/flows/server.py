@@ -19,7 +19,9 @@ from edgeedit.deploy.compare import compare
 from edgeedit.deploy.export import export_bundle
 from edgeedit.deploy.layers import compare_layers, first_drift, graph_layers, torch_layers
 from edgeedit.edit.budget import Choice, parse_bytes
-from edgeedit.edit.evaluate import features
+from edgeedit.edit.controls import image_controls
+from edgeedit.edit.evaluate import features, reader_labels
+from edgeedit.edit.losses import TargetLoss
 from edgeedit.edit.methods.budgeted import plan
 from edgeedit.edit.methods.every import LOCAL
 from edgeedit.edit.methods.local import Local
@@ -27,12 +29,16 @@ from edgeedit.edit.readers import Reader, fit_linear, fit_prototypes, load_reade
 from edgeedit.edit.run import EditResult, HeldOut, edit
 from edgeedit.edit.shots import Shots, load_pixels, load_shots, split_by_group
 from edgeedit.edit.statistics import balanced_error
+from edgeedit.edit.vlm import AnswerLoss, VlmReader, vlm_reader, with_unit
 from edgeedit.encoder.encoder import Encoder
 from edgeedit.encoder.load import load_encoder
+from edgeedit.encoder.values import parameter_values, with_values
 from edgeedit.errors import InputError, MismatchError
 from edgeedit.files import write_json
+from edgeedit.flows.vlm.assets import language_of
 from edgeedit.limits import MAX_PROBES
 from edgeedit.metrics import EditMetrics
+from edgeedit.rounding import apply_delta
 
 Array = np.ndarray[Any, Any]
 
@@ -90,7 +96,7 @@ class EditRequest:
 
     shots: Path
     bundle: Path
-    reader_path: Path
+    reader_path: Path | None
     control: Path
     heldout: Path | None = None
     heldout_control: Path | None = None
@@ -102,6 +108,9 @@ class EditRequest:
     method: str = "lorsu"
     budget: str | None = None
     flips: bool = True
+    vlm: str | None = None
+    vlm_prompt: str | None = None
+    vlm_loss: str = "answer"
     limit: float = 0.02
     seed: int = 0
 
@@ -116,7 +125,7 @@ def _sets(request: EditRequest) -> tuple[Shots, Shots, HeldOut]:
         kept: Shots | None = load_shots(request.heldout_control)
     else:
         control, kept = split_by_group(control, 0.5, request.seed)
-    if (request.unrelated is None) != (request.unrelated_reader is None):
+    if request.vlm is None and (request.unrelated is None) != (request.unrelated_reader is None):
         raise InputError("unrelated set is incomplete: expected --unrelated and --unrelated-reader together")
     unrelated = load_shots(request.unrelated) if request.unrelated else None
     reader = load_reader(request.unrelated_reader) if request.unrelated_reader else None
@@ -151,7 +160,8 @@ def run_edit(
     leaves a delta that says so, which `pack` refuses unless a reason is given."""
     shots, control, heldout = _sets(request)
     bundle = load_bundle(request.bundle)
-    encoder, reader = encoder_of(bundle), load_reader(request.reader_path)
+    encoder = encoder_of(bundle)
+    reader, loss, heldout = _reader(request, encoder, (shots, control), heldout)
     method = _method(request)
     if request.budget is not None:
         size = parse_bytes(request.budget)
@@ -168,9 +178,46 @@ def run_edit(
         seed=request.seed,
         limit=request.limit,
         progress=progress,
+        loss=loss,
     )
+    if isinstance(reader, VlmReader):
+        result = with_controls(result, encoder, reader, heldout, bundle.precision, request.seed)
     save_judged(result.delta, result.metrics, out)
     return result
+
+
+def _reader(
+    request: EditRequest, encoder: Encoder, sets: tuple[Shots, Shots], heldout: HeldOut
+) -> tuple[Reader, TargetLoss | None, HeldOut]:
+    """The frozen reader, the loss through it (None: the reader's own) and the held-out sets; raises InputError."""
+    if (request.reader_path is None) == (request.vlm is None):
+        raise InputError("reader is not clear: expected either --reader or --vlm, got " + ("both" if request.vlm else "none"))
+    if request.reader_path is not None:
+        return load_reader(request.reader_path), None, heldout
+    if request.unrelated_reader is not None and request.unrelated is None:
+        raise InputError("unrelated set is incomplete: expected --unrelated with --unrelated-reader")
+    side = language_of(str(request.vlm), encoder, request.vlm_prompt)
+    known = [s for s in (*sets, heldout.target, heldout.control) if s is not None]
+    reader = vlm_reader(side, encoder, known)
+    reader = with_unit(reader, features(encoder, load_pixels(sets[1], encoder.preprocess)))
+    if heldout.unrelated is not None and heldout.unrelated_reader is None:  # another task of the same model
+        heldout = replace(heldout, unrelated_reader=vlm_reader(side, encoder, [heldout.unrelated]))
+    return reader, AnswerLoss(reader, closed=request.vlm_loss == "closed"), heldout
+
+
+def with_controls(result: EditResult, encoder: Encoder, reader: VlmReader, heldout: HeldOut, precision: str, seed: int) -> EditResult:
+    """The result with the image controls of the base on the held-out control set, where it is labelled, and of the edited
+    encoder on the target set, and the digest of the language side, in its record."""
+    rows: dict[str, Any] = {"language_digest": reader.side.digest(), "prompt": reader.side.prompt}
+    if heldout.control is not None and heldout.control.classes:
+        labels = reader_labels(heldout.control, reader)
+        rows["base_on_control"] = image_controls(encoder, reader, labels, result.features_before["control"], seed).to_json()
+    values = parameter_values(encoder, precision)
+    edited = with_values(encoder, {**values, **{t.name: apply_delta(values[t.name], t) for t in result.delta.tensors}})
+    labels = reader_labels(heldout.target, reader)
+    rows["edited_on_target"] = image_controls(edited, reader, labels, result.features_after["target"], seed).to_json()
+    info = {**result.info, "vlm": rows}
+    return replace(result, info=info, patch=replace(result.delta, info=info))
 
 
 def rejected_path(out: Path) -> Path:
