@@ -13,7 +13,7 @@ DEVICE_TESTS := tests/unit/ground tests/unit/codec tests/unit/patch tests/unit/d
 WHEEL_TESTS := tests/unit/ground tests/unit/codec tests/unit/patch tests/unit/device tests/unit/report tests/cli tests/arch
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo demo-seeds test install lint types contracts native aarch64 fuzz fuzz-ci store-states wheel test-wheel test-pythons test-transformers test-deps benchmark-assets bench-patch pytest clean
+.PHONY: demo demo-seeds test install lint types contracts native aarch64 fuzz fuzz-ci store-states soak wheel test-wheel test-pythons test-transformers test-deps benchmark-assets bench-patch pytest clean
 
 demo: $(VENV)/.installed $(VENV)/.assets
 	$(BIN)/edgeedit demo --out demo-out
@@ -85,6 +85,12 @@ STORE_SEQUENCES ?= 10000
 store-states: $(VENV)/.installed
 	@mkdir -p build
 	EDGEEDIT_STORE_SEQUENCES=$(STORE_SEQUENCES) EDGEEDIT_STORE_JSON=build/store_states.json $(BIN)/python -m pytest -q tests/property/test_store_states.py
+
+# An agent and an application on one store, a patch every second, random kills; ten minutes.
+SOAK_SECONDS ?= 600
+soak: $(VENV)/.installed
+	@mkdir -p build
+	$(BIN)/python tests/soak/soak.py --seconds $(SOAK_SECONDS) --json build/soak.json
 
 wheel: $(VENV)/.installed
 	rm -rf build/dist && mkdir -p build/dist
