@@ -231,10 +231,10 @@ def halted(desk: Desk, fleet: Fleet, limit: int) -> dict[str, Any]:
     bad = [device for device in fresh if device.id in fleet.world.fails["r1"]]
     fleet.visit([device for device in fresh if device not in set(bad)])
     verdicts = {}
-    while bad:
+    while True:
         standing = release.judge(desk.read("r1"), desk.ledger)
         verdicts[standing.reverted] = standing.verdict
-        if standing.verdict == "halt":
+        if standing.verdict == "halt" or not bad:
             break
         fleet.visit([bad.pop(0)])
     try:
