@@ -77,6 +77,7 @@ def run_vlm_seed(server: Server, side: LanguageSide, sets: elpv.Scenario, progre
         heldout=held,
         seed=sets.seed,
         limit=0.02,
+        progress=progress,
         loss=AnswerLoss(reader),
     )
     result = with_controls(result, server.encoder, reader, held, server.bundle.precision, sets.seed)
