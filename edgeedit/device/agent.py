@@ -155,9 +155,9 @@ class Agent:
         except (IntegrityError, MismatchError) as error:
             # It will not fit at the next poll either: tell why, and do not fetch it again.
             store.receipts.note(order.release, "reverted", order.patch, reason=error.message)
-            _clear(folder, keep="")
+            _clear(folder)
             return Report("refused", order.release, 0, error.message)
-        _clear(folder, keep="")
+        _clear(folder)
         return Report("staged", order.release, generation.id)
 
     def _tell(self) -> tuple[int, str]:
@@ -196,12 +196,11 @@ def _make_folder(folder: Path) -> None:
         raise RefusedError(f"cannot write {folder}: {error.strerror}", hint="free disk space") from error
 
 
-def _clear(folder: Path, keep: str) -> None:
+def _clear(folder: Path) -> None:
     """Downloads are a cache: what is staged, or will never be, goes."""
     for path in folder.iterdir():
-        if path.name != keep:
-            with contextlib.suppress(OSError):
-                path.unlink()
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 @contextlib.contextmanager

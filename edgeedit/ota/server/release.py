@@ -15,7 +15,6 @@ from edgeedit.errors import GateError, InputError, MismatchError
 from edgeedit.ota.client.rollout import (
     EVERY_RANK,
     Approval,
-    Conditions,
     Device,
     Rollout,
     Stage,
@@ -283,6 +282,3 @@ def needed_patches(tree: Tree, profile: str, newest: int) -> set[str]:
             for document in read_rollouts(tree, role.partition("-")[2]).values():
                 kept |= {document.patch.sha256, document.withdraw_to.patch if document.withdraw_to else ""}
     return kept
-
-
-CAUTIOUS = Conditions(min_reports=1, success_permille=950, error_count=3, error_permille=50, unknown_permille=200)

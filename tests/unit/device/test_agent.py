@@ -22,7 +22,7 @@ from edgeedit.device.runtime import Runtime
 from edgeedit.device.store import Store
 from edgeedit.errors import EdgeEditError, IntegrityError, RefusedError, UnreachableError
 
-UNIT = Path(__file__).parents[3] / "devices" / "edgeedit-agent.service"
+UNIT = Path(__file__).parents[3] / "devices" / "systemd" / "edgeedit-agent.service"
 
 
 @pytest.fixture
