@@ -1,18 +1,22 @@
 """HTTP and HTTPS sources by urllib3: ranges, mutual TLS, proxy, speed limits, and an end to every wait.
 
 Guarantees: `read` asks for gzip and never expands more than it may; a range that the server did not honour is never joined to
-what is there already; a server that dribbles headers is dropped like one that is silent.
+
 """
 
 from __future__ import annotations
 
+import functools
+import http.client
+import io
 import re
 import socket
 import ssl
-import threading
+import time
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from typing import Any
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -67,14 +71,7 @@ class WebTransport:
     @contextmanager
     def _get(self, path: str, headers: dict[str, str]) -> Iterator[urllib3.BaseHTTPResponse]:
         try:
-            with _watchdog(self._link) as late:
-                response = self._pool.request(
-                    "GET", f"{self._base}/{path}", headers={"User-Agent": _AGENT, **headers}, preload_content=False
-                )
-            if late.is_set():
-                # http.client takes headers that were shut off for headers that have ended.
-                response.close()
-                raise UnreachableError(f"cannot reach {self._base}: its headers never end", hint=_HINT)
+            response = self._pool.request("GET", f"{self._base}/{path}", headers={"User-Agent": _AGENT, **headers}, preload_content=False)
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise UnreachableError(f"cannot reach {self._base}: {_cause(error)}", hint=_HINT) from error
         try:
@@ -107,10 +104,11 @@ def make_pool(link: Link) -> urllib3.PoolManager:
     settings = {
         "timeout": urllib3.Timeout(connect=link.timeout, read=link.timeout),
         "retries": urllib3.Retry(total=0, connect=0, read=0, redirect=3, status=0, raise_on_redirect=True, raise_on_status=False),
-        "ssl_context": _tls(link),
     }
-    pool = urllib3.ProxyManager(link.proxy, **settings) if link.proxy else urllib3.PoolManager(**settings)  # type: ignore[arg-type]
-    pool.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
+    if link.ca or link.certificate:
+        settings["ssl_context"] = _tls(link)  # now, so that a file that cannot be used is told before anything is sent
+    pool = _Proxied(link.proxy, **settings) if link.proxy else _LateTls(**settings)  # type: ignore[arg-type]
+    pool.pool_classes_by_scheme = _pools(link.timeout + link.patience)
     return pool
 
 
@@ -123,6 +121,21 @@ def _tls(link: Link) -> ssl.SSLContext:
     except OSError as error:  # also ssl.SSLError
         raise InputError(f"cannot use the certificates: {error}", hint="give PEM files: CA, certificate, private key") from error
     return context
+
+
+class _LateTls(urllib3.PoolManager):
+    """Reads the system's authorities when the first https pool is made: that costs 20 to 30 ms, which a source over plain http, a poll
+    on a stick's folder or an agent without a receiver need not pay."""
+
+    def _new_pool(self, scheme: str, host: str, port: int, request_context: dict[str, Any] | None = None) -> urllib3.HTTPConnectionPool:
+        context = dict(self.connection_pool_kw if request_context is None else request_context)
+        if scheme == "https" and context.get("ssl_context") is None:
+            context["ssl_context"] = _tls(Link())
+        return super()._new_pool(scheme, host, port, context)
+
+
+class _Proxied(_LateTls, urllib3.ProxyManager):
+    pass
 
 
 def _position(response: urllib3.BaseHTTPResponse, path: str) -> tuple[int, int | None]:
@@ -165,54 +178,62 @@ def _cause(error: Exception) -> str:
     return f"{type(reason).__name__} {str(reason).rpartition('>: ')[2]}"[:200]
 
 
-_waiting = threading.local()  # the socket on which this thread waits for headers
+class _Headers(io.RawIOBase):
+    """What a socket says, watched until its headers have ended: they must come within `seconds`, whole.
+
+    A socket's own timeout is for one silence only, which a server that sends one byte at a time never meets; and http.client takes the
+    end of a cut connection for the end of the headers."""
+
+    def __init__(self, raw: io.RawIOBase, sock: socket.socket, seconds: float) -> None:
+        self._raw, self._sock, self._usual = raw, sock, sock.gettimeout()
+        self._end: float | None = time.monotonic() + seconds
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        if self._end is None:
+            return self._raw.readinto(buffer)
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("its headers never end")
+        self._sock.settimeout(left if self._usual is None else min(left, self._usual))
+        count = self._raw.readinto(buffer)
+        if count == 0:
+            raise ConnectionResetError("it was cut before its headers ended")
+        return count
+
+    def ended(self) -> None:
+        """The body follows, with the socket's own timeout."""
+        self._end = None
+        self._sock.settimeout(self._usual)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
 
 
-@contextmanager
-def _watchdog(link: Link) -> Iterator[threading.Event]:
-    """End the wait for headers after `patience` and `timeout` seconds together, and say so by the event.  A socket's own timeout is for
-    one silence only: a server that sends one byte at a time never meets it."""
-    holder: list[socket.socket] = []
-    late = threading.Event()
-    _waiting.sockets = holder
-    timer = threading.Timer(link.timeout + link.patience, _shut, [holder, late])
-    timer.daemon = True
-    timer.start()
-    try:
-        yield late
-    finally:
-        timer.cancel()
-        _waiting.sockets = None
+class _Answer(http.client.HTTPResponse):
+    patience = 0.0  # seconds; see `_pools`
+
+    def __init__(self, sock: socket.socket, *arguments: Any, **named: Any) -> None:
+        super().__init__(sock, *arguments, **named)
+        self._headers_of = _Headers(self.fp.detach(), sock, self.patience)
+        self.fp = io.BufferedReader(self._headers_of)
+
+    def begin(self) -> None:
+        super().begin()
+        if not self._headers_of.closed:
+            self._headers_of.ended()
 
 
-def _shut(sockets: list[socket.socket], late: threading.Event) -> None:
-    late.set()
-    for one in sockets:
-        with suppress(OSError):
-            one.shutdown(socket.SHUT_RDWR)
-
-
-def _note(one: socket.socket | None) -> None:
-    sockets = getattr(_waiting, "sockets", None)
-    if sockets is not None and one is not None:
-        sockets.append(one)
-
-
-class _Connection(HTTPConnection):
-    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]
-        _note(self.sock)
-        return super().getresponse()
-
-
-class _TlsConnection(HTTPSConnection):
-    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]
-        _note(self.sock)
-        return super().getresponse()
-
-
-class _Pool(urllib3.HTTPConnectionPool):
-    ConnectionCls = _Connection
-
-
-class _TlsPool(urllib3.HTTPSConnectionPool):
-    ConnectionCls = _TlsConnection
+@functools.lru_cache(maxsize=8)
+def _pools(seconds: float) -> dict[str, type[urllib3.HTTPConnectionPool]]:
+    """Connection pools in which every wait for headers ends after so many seconds."""
+    answer = type("Answer", (_Answer,), {"patience": seconds})
+    plain = type("Connection", (HTTPConnection,), {"response_class": answer})
+    secure = type("TlsConnection", (HTTPSConnection,), {"response_class": answer})
+    return {
+        "http": type("Pool", (urllib3.HTTPConnectionPool,), {"ConnectionCls": plain}),
+        "https": type("TlsPool", (urllib3.HTTPSConnectionPool,), {"ConnectionCls": secure}),
+    }

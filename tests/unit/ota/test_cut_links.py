@@ -268,3 +268,36 @@ def test_one_byte_a_second(tmp_path: Path) -> None:
     assert time.monotonic() - began < 20
     part = (tmp_path / "file.eep.part").read_bytes()
     assert len(part) > 50_000 and part == DATA[: len(part)]
+
+
+@pytest.mark.parametrize("kept", ["HTTP/1.1 2", "HTTP/1.1 200 OK\r\n", "HTTP/1.1 200 OK\r\nContent-Le", "HTTP/1.1 200 OK\r\nServer: x\r\n"])
+def test_a_connection_cut_inside_the_headers_is_a_cut_and_no_empty_file(kept: str) -> None:
+    """Else the empty body is judged as what the publisher signed: exit 5, where trying again (8) is all that is needed."""
+
+    def cut(handler: Handler, _: str) -> bool:
+        handler.wfile.write(kept.encode())
+        handler.close_connection = True
+        return True
+
+    with Server({}, cut) as server:
+        transport = open_transport(server.url, QUICK)
+        with pytest.raises(UnreachableError):
+            transport.read("file", 100)
+        with pytest.raises(UnreachableError), transport.stream("file", 0, "") as stream:
+            list(stream.chunks)
+        transport.close()
+
+
+def test_plain_http_does_not_read_the_systems_authorities(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They cost ten times what a poll without news costs; https still has them."""
+    read: list[object] = []
+    monkeypatch.setattr("ssl.SSLContext.load_default_certs", lambda *given: read.append(given))
+    with Server({"file": b"x"}) as server:
+        transport = open_transport(server.url, QUICK)
+        assert transport.read("file", 1) == b"x" and read == []
+        transport.close()
+        secure = open_transport(server.url.replace("http:", "https:"), QUICK)
+        with pytest.raises(UnreachableError):
+            secure.read("file", 1)
+        assert len(read) == 1
+        secure.close()
