@@ -10,7 +10,7 @@ Guarantees: a `Rollout` satisfies every rule of `parse_rollout`, whatever made i
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from edgeedit.errors import IntegrityError
@@ -190,6 +190,15 @@ def decide(rollout: Rollout, device: Device, now: int) -> Decision:
                 return Decision("wait", "no maintenance window is open")
             return Decision("take", f"stage {stage.name} is open")
     return Decision("wait", "no open stage takes this device")
+
+
+def supersedes_withdrawal(rollout: Rollout, order: Rollout, device: Device) -> bool:
+    """Whether a later release of the same patch undoes the withdrawal `order` for this device: it is of a higher sequence, not withdrawn
+    itself, and an open stage takes the device (a pause, a halt or a closed window stops installing, it does not take away)."""
+    same = (rollout.site, rollout.profile, rollout.patch, rollout.result) == (order.site, order.profile, order.patch, order.result)
+    if not same or rollout.sequence <= order.sequence or rollout.state == "withdrawn":
+        return False
+    return decide(replace(rollout, state="running", windows=()), device, 0).action == "take"
 
 
 def parse_rollout(data: bytes) -> Rollout:

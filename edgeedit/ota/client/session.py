@@ -26,7 +26,7 @@ from edgeedit.ota.client.download import fetch_file
 from edgeedit.ota.client.floors import Floors
 from edgeedit.ota.client.link import Link
 from edgeedit.ota.client.metadata import Metadata, epoch, refreshed, sync
-from edgeedit.ota.client.rollout import Device, Rollout, decide, parse_rollout, target_path
+from edgeedit.ota.client.rollout import Device, Rollout, decide, parse_rollout, supersedes_withdrawal, target_path
 from edgeedit.ota.client.transport import Transport, open_transport, parts_of
 
 EARLIEST = 1_793_491_200  # 2026-11-01 UTC in Unix seconds: no honest clock was before this code
@@ -200,10 +200,12 @@ def _forget_documents(folder: Path, keep: set[str]) -> None:
 
 
 def _choose(config: Config, rollouts: list[Rollout], now: int) -> Offer | None:
-    """Withdrawals first; else the newest document that takes this device and fits what runs here."""
+    """Withdrawals first, unless the same patch was released to this device again later; else the newest document that takes this device
+    and fits what runs here."""
     for rollout in sorted(rollouts, key=lambda one: -one.sequence):
         action = decide(rollout, config.device, now).action
-        if action == "return" and rollout.result in (config.running, config.trial):
+        again = any(supersedes_withdrawal(later, rollout, config.device) for later in rollouts)
+        if action == "return" and rollout.result in (config.running, config.trial) and not again:
             return Offer("return", rollout, config)
     for rollout in sorted(rollouts, key=lambda one: -one.sequence):
         fits = rollout.parent == config.running and rollout.patch.sha256 not in config.refused

@@ -209,6 +209,36 @@ def test_halted_is_seen_at_the_next_poll_and_withdrawn_sends_back(tmp_path: Path
             fetch(offer, tmp_path / "new")
 
 
+def test_a_patch_that_is_released_again_after_its_withdrawal_stays(tmp_path: Path) -> None:
+    """The later signed order counts, but only for devices that it takes."""
+    repository = Repository()
+    first = repository.ship(PATCH)
+    order = withdrawn(dataclasses.replace(first, sequence=2))
+    again = dataclasses.replace(first, release="r2", sequence=4)
+    nobody = (dataclasses.replace(again.stages[0], cutoff="", devices=("another",)),)
+    cases = {
+        "takes it": (again, None),
+        "is halted": (dataclasses.replace(again, sequence=5, state="halted"), None),
+        "takes others": (dataclasses.replace(again, sequence=6, stages=nobody), "return"),
+        "is withdrawn": (withdrawn(dataclasses.replace(again, sequence=6)), "return"),
+        "is another patch": (dataclasses.replace(repository.ship(PATCH[1:], release="r2"), sequence=8), "return"),
+    }
+    repository.add_rollout(order)
+    floors = MemoryFloors()
+    with Server(repository.files) as server:
+        config = make_config(server.url, tmp_path / "cache", repository)
+        for case, (document, expected) in cases.items():
+            repository.add_rollout(document)
+            offer = poll(dataclasses.replace(config, running=first.result), floors, NOW)
+            assert (offer and offer.action) == expected, case
+        # An order given after the new release takes the patch away again.
+        repository.add_rollout(dataclasses.replace(again, sequence=9))
+        assert poll(dataclasses.replace(config, running=first.result), floors, NOW) is None
+        repository.add_rollout(dataclasses.replace(order, sequence=10))
+        last = poll(dataclasses.replace(config, running=first.result), floors, NOW)
+        assert last is not None and last.action == "return"
+
+
 def test_a_wrong_clock_refuses_or_stands_at_the_floor(tmp_path: Path) -> None:
     repository = Repository()
     repository.ship(PATCH)
