@@ -187,7 +187,7 @@ def edit(
     metrics = EditMetrics(*judged, gate, seconds, census.changed, share, census.outside, census.total)
     info = {
         **_provenance(base, encoder, shots, control, reader, method, precision, seed),
-        "locality": _locality_info(base, locality, update.tensors),
+        "locality": {**_locality_info(base, locality, update.tensors), "importance": update.importance},
         "metrics": metrics.to_json(),
         "survival": dict(census.survival),
         "verdicts": rows,

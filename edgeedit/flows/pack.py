@@ -84,7 +84,7 @@ def pack(
     else:
         former, expected = (expectations(encoder, change, bundle) for change in (None, delta))
     check_probes(former, expected, bundle.tolerance)
-    provenance = {**{k: v for k, v in delta.info.items() if k not in ("verdicts", "locality")}, "gate": gate}
+    provenance = {**{k: v for k, v in delta.info.items() if k not in ("verdicts", "locality", "shift")}, "gate": gate}
     if lowered.survival:
         provenance["survival"] = {name: found.to_json() for name, found in lowered.survival.items()}
     content = PatchContent(

@@ -14,6 +14,7 @@ import torch
 
 from edgeedit.delta import TensorDelta
 from edgeedit.edit.cost import delta_bytes
+from edgeedit.edit.importance import importance
 from edgeedit.edit.locality import Locality, scored_names, select
 from edgeedit.edit.methods.alpha import choose_alpha, split_control
 from edgeedit.edit.methods.method import Task, Update
@@ -39,7 +40,10 @@ class Local(Settings):
 
     def update(self, task: Task) -> Update:
         """Select, train, round; raises InputError when training diverges or nothing changed."""
-        locality = select(task.base, scores(task, self), self)
+        found = scores(task, self)
+        locality = select(task.base, found, self)
+        held = importance(task.base, found, locality)
+        del found  # as large as the encoder: not needed while training
         kept, chooses = split_control(task.control) if self.interpolate else (task.control, None)
         data = TrainData(task.pixels, task.labels, kept)
         selection = train(task.base, locality, data, task.reader, self, task.seed, task.progress, task.loss)
@@ -49,7 +53,7 @@ class Local(Settings):
             alpha, flips = choose_alpha(task.base, _at(task, locality, selection, self.bits), task.reader, chooses, task.limit)
             notes = {"alpha": alpha, "control_flips": flips}
         tensors = round_selection(task.base, locality, selection, self.bits, alpha)
-        return Update(delta_bytes(tensors), tensors=tensors, locality=locality, notes=notes)
+        return Update(delta_bytes(tensors), tensors=tensors, locality=locality, notes=notes, importance=held)
 
 
 def scores(task: Task, settings: Settings) -> dict[str, Array]:

@@ -46,7 +46,8 @@ class Task:
 class Update:
     """What a method found: either `tensors` (integer form, inside `locality`), or `values` (whole new float32 tensors),
     or another `reader`, or nothing.  `payload` is the size in bytes of what a device would have to receive: an entropy
-    estimate for `tensors`, fp16 for a rival's factors or weights, float32 for a reader.  `notes` go to the record."""
+    estimate for `tensors`, fp16 for a rival's factors or weights, float32 for a reader.  `notes` go to the record; `importance`
+    is what the locality holds of the shots' gradient."""
 
     payload: int
     tensors: tuple[TensorDelta, ...] = ()
@@ -54,6 +55,7 @@ class Update:
     reader: Reader | None = None
     locality: Locality | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
+    importance: Mapping[str, Any] | None = None
 
 
 class Method(Protocol):
