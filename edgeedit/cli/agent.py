@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -22,11 +23,16 @@ def agent() -> None:
 @click.option("--config", "config", required=True, type=click.Path(path_type=Path), help="Settings file (TOML): source, site, root, ...")
 @click.option("--once", is_flag=True, help="Poll once and end; exit 8 when the source cannot be reached.")
 @click.option("--interval", default=60.0, show_default=True, type=click.FloatRange(min=1), help="Seconds between polls, jittered.")
+@click.option("--scheduler", type=click.Choice(["tuf", "hawkbit"]), help="Who says when: the signed rollouts, or hawkBit within them.")
+@click.option("--ddi", default="", help="hawkBit's address with the tenant: https://host/TENANT.")
+@click.option("--token-file", "token", type=click.Path(path_type=Path), help="File with the device's hawkBit token.")
 @json_option
-def run_agent(store: Path, config: Path, once: bool, interval: float, as_json: bool) -> None:
+def run_agent(
+    store: Path, config: Path, once: bool, interval: float, scheduler: str | None, ddi: str, token: Path | None, as_json: bool
+) -> None:
     """Poll, fetch, verify and stage releases, and deliver receipts; the application's Runtime takes what is staged."""
     from edgeedit.device.agent import Agent, Report, signalled
-    from edgeedit.device.updates import TufSource, load_settings, make_delivery
+    from edgeedit.device.updates import load_settings, make_delivery, make_source
     from edgeedit.errors import EdgeEditError
 
     def show(heard: Report | EdgeEditError) -> None:
@@ -38,12 +44,15 @@ def run_agent(store: Path, config: Path, once: bool, interval: float, as_json: b
             click.echo(f"error: {heard.message}", err=True)
 
     settings = load_settings(config)
-    with Agent(store, TufSource(settings, store), make_delivery(settings)) as running:
+    given = {"scheduler": scheduler, "ddi": ddi, "token": token}
+    settings = replace(settings, **{name: value for name, value in given.items() if value})  # type: ignore[arg-type]
+    source, every = make_source(settings, store, interval)
+    with Agent(store, source, make_delivery(settings)) as running:
         if once:
             show(running.once())
             return
         with signalled() as stop:
-            running.run(interval, stop, show)
+            running.run(every, stop, show)
 
 
 @click.command()

@@ -15,11 +15,12 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from edgeedit.device.receipts import QueuedReceipt
+from edgeedit.device.state import Generation
 from edgeedit.device.store import Store
 from edgeedit.errors import EdgeEditError, IntegrityError, MismatchError, RefusedError, UnreachableError
 
@@ -44,13 +45,17 @@ class Order:
 
 @dataclass(frozen=True)
 class Situation:
-    """What a source needs to know to decide: fingerprints that run and are on trial ("" for none), digests that failed here."""
+    """What a source needs to know to decide: fingerprints that run and are on trial ("" for none), digests that failed here; for a
+    source that reports to somebody also why they failed, the digests of the patches that run, and that of the one on trial."""
 
     device: str
     profile: str
     running: str
     trial: str
     refused: frozenset[str]
+    failures: Mapping[str, str] = field(default_factory=dict)
+    installed: frozenset[str] = frozenset()
+    trying: str = ""
 
 
 class Source(Protocol):
@@ -111,9 +116,11 @@ class Agent:
         told, error = self._tell()
         return Report(**{**asdict(did), "told": told, "error": error})
 
-    def run(self, interval: float, stop: threading.Event, each: Callable[[Report | EdgeEditError], None]) -> None:
-        """Poll every `interval` seconds, jittered, until `stop`; a source that stays away is asked less often.  `each` hears of all."""
-        pause = random.uniform(0.0, JITTER) * interval  # noqa: S311 - spreads load, hides nothing
+    def run(self, interval: float | Callable[[], float], stop: threading.Event, each: Callable[[Report | EdgeEditError], None]) -> None:
+        """Poll every `interval` seconds (a callable is asked after each poll: a scheduler says its own), jittered, until `stop`; a
+        source that stays away is asked less often.  `each` hears of all."""
+        usual = _asked(interval)
+        pause = random.uniform(0.0, JITTER) * usual  # noqa: S311 - spreads load, hides nothing
         while not stop.wait(pause):
             away = False
             try:
@@ -121,14 +128,15 @@ class Agent:
             except EdgeEditError as error:
                 away = isinstance(error, UnreachableError)
                 each(error)
-            usual = min(2 * max(pause, interval), max(MAX_INTERVAL, interval)) if away else interval
+            usual = _asked(interval)
+            if away:
+                usual = min(2 * max(pause, usual), max(MAX_INTERVAL, usual))
             pause = usual * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311
 
     def _round(self) -> Report:
         store = self._store
         head, trial = store.current()
-        situation = Situation(store.device, store.bundle.profile, head.result, trial.result if trial else "", store.failed_patches())
-        order = self._source.poll(situation, store.floors, time.time())
+        order = self._source.poll(self._situation(head, trial), store.floors, time.time())
         if order is None:
             return Report("nothing")
         if order.action == "return":
@@ -138,6 +146,20 @@ class Agent:
         if trial is not None:
             return Report("waiting", order.release, trial.id, f"generation {trial.id} is {trial.state}")
         return self._install(order)
+
+    def _situation(self, head: Generation, trial: Generation | None) -> Situation:
+        store = self._store
+        failures = store.failures()
+        return Situation(
+            store.device,
+            store.bundle.profile,
+            head.result,
+            trial.result if trial else "",
+            frozenset(failures),
+            failures,
+            frozenset(generation.patch for generation in store.chain(head.id)),
+            trial.patch if trial else "",
+        )
 
     def _install(self, order: Order) -> Report:
         store, folder = self._store, self._store.path / DOWNLOADS
@@ -174,6 +196,10 @@ class Agent:
             _LOG.warning("receipts wait: %s", error.message)
             return told, error.message
         return told, ""
+
+
+def _asked(interval: float | Callable[[], float]) -> float:
+    return interval() if callable(interval) else interval
 
 
 def _locked(path: Path) -> int:

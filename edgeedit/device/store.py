@@ -139,10 +139,14 @@ class Store:
 
     def failed_patches(self) -> frozenset[str]:
         """Digests of patches that failed here, that the store refused, or that somebody rolled back; not those that were only left."""
-        query = """SELECT patch FROM generation WHERE state = 'reverted' AND reason <> :left
-            UNION SELECT patch FROM receipt WHERE state = 'reverted' AND reason <> :left"""
+        return frozenset(self.failures())
+
+    def failures(self) -> dict[str, str]:
+        """The same digests, each with the reason."""
+        query = """SELECT patch, reason FROM generation WHERE state = 'reverted' AND reason <> :left
+            UNION SELECT patch, reason FROM receipt WHERE state = 'reverted' AND reason <> :left"""
         with self._read() as db:
-            return frozenset(row[0] for row in db.execute(query, {"left": state.LEFT}).fetchall())
+            return {str(row[0]): str(row[1]) for row in db.execute(query, {"left": state.LEFT}).fetchall()}
 
     def chain_bytes(self, number: int) -> int:
         """Bytes of the patch files of a generation's chain; a missing file counts nothing, as reading it will say so."""

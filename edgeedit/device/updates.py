@@ -7,6 +7,8 @@
     receipts = "https://fleet.example"          its receiver; also mqtt(s)://broker, or a folder to be carried home
     line = "a"; labels = ["canary"]; step_clock = false
     [link]                                      ca, certificate, key, proxy, rate, min_speed, patience, timeout
+    scheduler = "hawkbit"                       before any table; "tuf" (the signed rollouts alone) without it
+    [hawkbit]                                   url = "https://hawkbit.example/TENANT"; token = "token.txt" (see device/hawkbit.py)
 
 Paths are relative to the file.  Imports nothing of the update client before it is used.
 """
@@ -14,11 +16,12 @@ Paths are relative to the file.  Imports nothing of the update client before it 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeedit.device.agent import Deliver, Order, Situation
+from edgeedit.device.agent import Deliver, Order, Situation, Source
 from edgeedit.device.receipts import QueuedReceipt
 from edgeedit.errors import InputError, RefusedError
 
@@ -42,7 +45,10 @@ _WORDS = {
     "labels": list,
     "step_clock": bool,
     "link": dict,
+    "scheduler": str,
+    "hawkbit": dict,
 }
+SCHEDULERS = ("tuf", "hawkbit")
 _LINK_PATHS = ("ca", "certificate", "key")
 
 
@@ -59,6 +65,9 @@ class AgentSettings:
     labels: tuple[str, ...] = ()
     step_clock: bool = False
     link: dict[str, Any] = field(default_factory=dict)
+    scheduler: str = "tuf"
+    ddi: str = ""
+    token: Path | None = None
 
 
 def load_settings(path: Path) -> AgentSettings:
@@ -72,6 +81,9 @@ def load_settings(path: Path) -> AgentSettings:
             raise InputError(f"agent settings {path} are wrong: expected known fields of their type, got {name}")
     if missing := [name for name in ("source", "site", "root") if not value.get(name)]:
         raise InputError(f"agent settings {path} are wrong: expected {missing[0]}, got none")
+    hawkbit = value.get("hawkbit", {})
+    if value.get("scheduler", "tuf") not in SCHEDULERS or not set(hawkbit) <= {"url", "token"}:
+        raise InputError(f"agent settings {path} are wrong: expected a scheduler of {SCHEDULERS}, and url and token of [hawkbit]")
     link = {name: path.parent / given if name in _LINK_PATHS else given for name, given in value.get("link", {}).items()}
     return AgentSettings(
         source=_place(value["source"], path.parent),
@@ -83,6 +95,9 @@ def load_settings(path: Path) -> AgentSettings:
         labels=tuple(str(label) for label in value.get("labels", [])),
         step_clock=value.get("step_clock", False),
         link=link,
+        scheduler=value.get("scheduler", "tuf"),
+        ddi=str(hawkbit.get("url", "")),
+        token=path.parent / str(hawkbit["token"]) if hawkbit.get("token") else None,
     )
 
 
@@ -102,8 +117,10 @@ class TufSource:
         except OSError as error:
             raise InputError(f"cannot read root metadata {settings.root}: {error.strerror}", hint="provision the device with it") from error
 
-    def poll(self, situation: Situation, floors: Any, now: float) -> Order | None:
-        """What the repository wants of this device; raises what `edgeedit.ota.client.session.poll` raises."""
+    def poll(self, situation: Situation, floors: Any, now: float, wanted: str | None = None) -> Order | None:
+        """What the repository wants of this device; with `wanted`, an install of that patch only ("" for none).
+
+        Raises what `edgeedit.ota.client.session.poll` raises."""
         from edgeedit.ota.client.rollout import Device
         from edgeedit.ota.client.session import Config, poll
 
@@ -119,6 +136,7 @@ class TufSource:
             refused=situation.refused,
             step_clock=settings.step_clock,
             link=self._link,
+            wanted=wanted,
         )
         self._offer = poll(config, floors, now)
         if self._offer is None:
@@ -135,6 +153,25 @@ class TufSource:
         if self._offer is None or self._offer.rollout.patch.sha256 != order.patch:
             raise RefusedError(f"nothing to fetch: expected an offer of {order.patch[:12]}, got none", hint="poll again")
         return fetch(self._offer, folder)
+
+    def length(self) -> int:
+        """Bytes of the patch of the last offer; 0 when there was none."""
+        return 0 if self._offer is None else self._offer.rollout.patch.length
+
+
+def make_source(settings: AgentSettings, store: Path, interval: float) -> tuple[Source, float | Callable[[], float]]:
+    """The source that the settings name, and how often to ask it; raises InputError when its settings are not complete."""
+    content = TufSource(settings, store)
+    if settings.scheduler == "tuf":
+        return content, interval
+    if not settings.ddi:
+        raise InputError("scheduler has no address: expected url in [hawkbit] or --ddi, got none", hint="https://host/TENANT")
+    from edgeedit.device.hawkbit import HawkbitSource
+    from edgeedit.ota.client.ddi import DdiClient, read_token
+
+    token, link = read_token(settings.token) if settings.token else "", make_link(settings)
+    source = HawkbitSource(content, lambda device: DdiClient(settings.ddi, device, token, link), store / CACHE, interval)
+    return source, source.interval
 
 
 def make_link(settings: AgentSettings) -> Link:

@@ -42,7 +42,9 @@ class Config:
     `source` holds `metadata/` and `targets/`: a folder, `file://`, `http(s)://` or `s3://bucket/prefix`.  `folder` is a cache that may
     vanish.  `root` is the provisioned root metadata, the one anchor of trust.  `running` is the fingerprint of the proven generation,
     `trial` that of the one on trial, if any; `refused` are digests of patches that failed here and are not offered again.  A clock that
-    is behind its floor refuses to poll, unless `step_clock` says that this device has no clock: time then stands at the floor."""
+    is behind its floor refuses to poll, unless `step_clock` says that this device has no clock: time then stands at the floor.  `wanted`
+    is the digest that another scheduler asks for ("" for none now): an offer to install is of that patch or there is none, under the same
+    rules, so a scheduler can delay and choose but never allow.  None leaves it to the documents alone."""
 
     source: str
     folder: Path
@@ -54,6 +56,15 @@ class Config:
     refused: frozenset[str] = frozenset()
     step_clock: bool = False
     link: Link = field(default_factory=Link)
+    wanted: str | None = None
+
+
+class DisagreementError(IntegrityError):
+    """The two roles do not both name the patch that this device was asked to take."""
+
+
+class UnfitError(MismatchError):
+    """What another scheduler asks for was made for something else than what runs here."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +79,9 @@ class Offer:
 def poll(config: Config, floors: Floors, now: float) -> Offer | None:
     """What the source has for this device at `now` (Unix seconds by the device's clock), or None.
 
-    Raises UnreachableError (8: no network, too slow, another poll is running), IntegrityError (5: expired, rolled back, forged, or the
-    two roles disagree), MismatchError (4: site or profile unknown), RefusedError (6: wrong clock, disk)."""
+    Raises UnreachableError (8: no network, too slow, another poll is running), IntegrityError (5: expired, rolled back, forged, or, as
+    DisagreementError, the two roles do not name the patch), MismatchError (4: site or profile unknown, or, as UnfitError, what is `wanted`
+    does not fit what runs here), RefusedError (6: wrong clock, disk)."""
     moment = trusted_time(now, floors, step=config.step_clock)
     with _locked(config.folder), _source(config) as transport:
         began = time.time()
@@ -207,11 +219,31 @@ def _choose(config: Config, rollouts: list[Rollout], now: int) -> Offer | None:
         again = any(supersedes_withdrawal(later, rollout, config.device) for later in rollouts)
         if action == "return" and rollout.result in (config.running, config.trial) and not again:
             return Offer("return", rollout, config)
+    if config.wanted is not None:
+        rollouts = _wanted(config, config.wanted, rollouts)
     for rollout in sorted(rollouts, key=lambda one: -one.sequence):
         fits = rollout.parent == config.running and rollout.patch.sha256 not in config.refused
         if fits and decide(rollout, config.device, now).action == "take":
             return Offer("install", rollout, config)
     return None
+
+
+def _wanted(config: Config, digest: str, rollouts: list[Rollout]) -> list[Rollout]:
+    """The documents that name the wanted patch; raises when none does, or none of them fits what runs here."""
+    if not digest:
+        return []
+    named = [rollout for rollout in rollouts if rollout.patch.sha256 == digest and rollout.state != "withdrawn"]
+    if not named:
+        raise DisagreementError(
+            f"patch is scheduled but not released: expected rollouts-{config.site} to name {digest[:12]}, got none",
+            hint="publish the release first; a scheduler cannot allow what the roles do not sign",
+        )
+    if all(rollout.parent != config.running for rollout in named):
+        raise UnfitError(
+            f"scheduled patch does not fit: expected parent {config.running[:12]}, got {named[0].parent[:12]}",
+            hint="schedule the patches in their order",
+        )
+    return named
 
 
 def _check_agreement(offer: Offer, metadata: Metadata) -> None:
@@ -225,7 +257,7 @@ def _check_agreement(offer: Offer, metadata: Metadata) -> None:
     info = metadata.target(role, patch.path)
     if info is None or info.hashes.get("sha256") != patch.sha256 or info.length != patch.length:
         got = "none" if info is None else f"{info.hashes.get('sha256', '')[:12]} of {info.length} bytes"
-        raise IntegrityError(
+        raise DisagreementError(
             f"patch is released but not signed for: expected {role} to name {patch.sha256[:12]} of {patch.length} bytes, got {got}",
             hint="ask the publisher: release and patch must come from two people",
         )
