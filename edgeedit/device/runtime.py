@@ -28,6 +28,7 @@ from edgeedit.device.engines.choose import open_engine
 from edgeedit.device.engines.protocol import Commit, Engine, Staged
 from edgeedit.device.health import Health, Watch
 from edgeedit.device.memory import check_start, start_memory
+from edgeedit.device.monitor.monitor import Monitor
 from edgeedit.device.owner import BEAT_SECONDS, new_owner
 from edgeedit.device.prepare import check_memory, copies, prepare, probe_inputs, replay
 from edgeedit.device.proof import Expected, probe
@@ -74,7 +75,8 @@ class Swap:
 
 class Runtime:
     """A running model that follows a store.  `poll_seconds` 0 polls only when `step` is called; a trial is then not kept waiting for
-    frames.  `health` replaces the gate that the Bundle's profile asks for.  Raises RefusedError (exit 6) when memory is short."""
+    frames.  `health` replaces the gate that the Bundle's profile asks for; `monitor` watches the field.
+    Raises RefusedError (exit 6) when memory is short."""
 
     def __init__(
         self,
@@ -85,6 +87,7 @@ class Runtime:
         on_swap: Callable[[Swap], None] | None = None,
         engine: Callable[[Bundle, Mapping[str, Array]], Engine] | None = None,
         health: Health | None = None,
+        monitor: Monitor | None = None,
     ) -> None:
         self._store = Store.open(store)
         self.bundle = self._store.bundle
@@ -106,6 +109,9 @@ class Runtime:
         self._beaten = 0.0
         self.last_error: Exception | None = None
         self._anchor = self._store.anchor()
+        self._monitor = monitor
+        if monitor is not None:
+            monitor.attach(self._store, engine)
         self._thread = threading.Thread(target=self._follow, name="edgeedit-runtime", daemon=True)
         if poll_seconds > 0:
             self._thread.start()
@@ -121,6 +127,8 @@ class Runtime:
         self._closing.set()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join()
+        if self._monitor is not None:
+            self._monitor.close()
         self._anchor.close()
 
     def run(self, pixels: Array) -> Answer:
@@ -139,12 +147,21 @@ class Runtime:
         finally:
             self._frame.release()
         self._watch.note(generation, output, seconds)
+        if self._monitor is not None:
+            self._monitor.note(generation, pixels, output, seconds)
         return Answer(output, generation, on_trial)
+
+    def override(self) -> None:
+        """An operator changed the verdict on a frame: told to the monitor, if there is one."""
+        if self._monitor is not None:
+            self._monitor.override()
 
     def step(self) -> Swap | None:
         """One poll: take what the store offers; returns the change that was made, if any."""
         with self._stepping:
             swap = self._step()
+        if swap is not None and self._monitor is not None:
+            self._monitor.swapped(swap.generation, swap.state, swap.reason, swap.exit_code)
         if swap is not None and self._on_swap is not None:
             self._on_swap(swap)
         return swap

@@ -1,0 +1,64 @@
+"""The monitor's figures as a Prometheus text file (node_exporter's textfile collector), written whole or not at all.
+
+Names follow Prometheus: `edgeedit_<noun>_<unit>` in base units; no label grows with frames.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_HELP = {
+    "edgeedit_frames_total": ("counter", "Frames answered."),
+    "edgeedit_frames_skipped_total": ("counter", "Frames that the monitor had no time for."),
+    "edgeedit_frames_not_finite_total": ("counter", "Answers that were not finite."),
+    "edgeedit_windows_total": ("counter", "Windows judged."),
+    "edgeedit_overrides_total": ("counter", "Verdicts that an operator changed."),
+    "edgeedit_monitor_errors_total": ("counter", "Errors inside the monitor."),
+    "edgeedit_events_total": ("counter", "Events by kind."),
+    "edgeedit_generation": ("gauge", "Generation that answers."),
+    "edgeedit_calibrated": ("gauge", "1 when clean days are learnt."),
+    "edgeedit_drift_ratio": ("gauge", "CUSUM over its alarm threshold, by signal; 1 is an alarm."),
+    "edgeedit_frame_seconds": ("gauge", "Median engine time of a frame in the last window."),
+    "edgeedit_temperature_celsius": ("gauge", "Highest thermal zone."),
+}
+
+
+@dataclass
+class Figures:
+    """Numbers without labels, and families with one label: name -> (label, value of the label -> number)."""
+
+    plain: dict[str, float] = field(default_factory=dict)
+    families: dict[str, tuple[str, Mapping[str, float]]] = field(default_factory=dict)
+
+
+def exposition(figures: Figures) -> str:
+    """Prometheus text format, version 0.0.4."""
+    lines = []
+    for name, (kind, text) in _HELP.items():
+        label, values = figures.families.get(name, ("", {}))
+        rows = [f"{name} {figures.plain[name]!r}"] if name in figures.plain else []
+        rows += [f'{name}{{{label}="{key}"}} {float(value)!r}' for key, value in sorted(values.items())]
+        if rows:
+            lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}", *rows]
+    return "\n".join(lines) + "\n"
+
+
+def write_textfile(path: Path, text: str) -> None:
+    """Replace `path`; a reader sees the old file or the new one.  Not synced: after a power cut the next one follows.  Raises OSError."""
+    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temp.write_text(text, "utf-8")
+    temp.replace(path)
+
+
+def temperature() -> float | None:
+    """Highest temperature of the thermal zones in degrees Celsius; None where none can be read."""
+    found = []
+    for zone in Path("/sys/class/thermal").glob("thermal_zone*/temp"):
+        try:
+            found.append(int(zone.read_text("ascii")) / 1000)
+        except (OSError, ValueError):
+            continue
+    return max(found, default=None)

@@ -1,0 +1,125 @@
+"""Drift statistics in numpy: PSI, two-sample KS, unbiased MMD with a permutation test, CUSUM, binomial tail.
+
+Guarantees: plain functions of arrays, equal to scipy's and river's on the same data (tests); numpy only.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+BINS = 10  # deciles of the reference, as the usual reading of the PSI has it
+
+
+def bin_edges(reference: Array) -> Array:
+    """Inner edges (BINS - 1, columns) of equally filled bins of each column of `reference` (n, columns)."""
+    edges: Array = np.quantile(reference, np.arange(1, BINS) / BINS, axis=0)
+    return edges
+
+
+def bin_shares(rows: Array, edges: Array) -> Array:
+    """Share of `rows` (n, columns) in each bin, (BINS, columns); half a count is added to every bin, so that none is empty."""
+    places = (rows[:, None, :] >= edges[None]).sum(axis=1)
+    counts = (places[None] == np.arange(len(edges) + 1)[:, None, None]).sum(axis=1)
+    shares: Array = (counts + 0.5) / (len(rows) + 0.5 * (len(edges) + 1))
+    return shares
+
+
+def psi(expected: Array, got: Array) -> Array:
+    """Population stability index of each column: sum over bins of (got - expected) ln(got / expected); shares (bins, columns)."""
+    index: Array = ((got - expected) * np.log(got / expected)).sum(axis=0)
+    return index
+
+
+def ks(sorted_reference: Array, rows: Array) -> Array:
+    """Two-sample Kolmogorov-Smirnov distance of each column, 0..1; the reference is sorted along its rows already."""
+    count = len(rows)
+    window = np.sort(rows, axis=0)
+    steps = np.arange(count + 1) / count
+    found = np.empty(rows.shape[1])
+    for column in range(rows.shape[1]):
+        known, points = sorted_reference[:, column], window[:, column]
+        # The distance is greatest at a point of the window or just before one.
+        above = steps[np.searchsorted(points, points, "right")] - np.searchsorted(known, points, "right") / len(known)
+        below = np.searchsorted(known, points, "left") / len(known) - steps[np.searchsorted(points, points, "left")]
+        found[column] = max(above.max(), below.max())
+    return found
+
+
+def squared_distances(x: Array, y: Array) -> Array:
+    """Squared Euclidean distances (len(x), len(y)), never negative."""
+    distances: Array = (x * x).sum(axis=1)[:, None] + (y * y).sum(axis=1)[None] - 2.0 * (x @ y.T)
+    return np.maximum(distances, 0.0)
+
+
+def kernel_scale(reference: Array) -> float:
+    """Factor in exp(-factor d^2): one over the median squared distance of different rows (the median rule)."""
+    distances = squared_distances(reference, reference)
+    return 1.0 / max(float(np.median(distances[np.triu_indices(len(reference), 1)])), 1e-12)
+
+
+def within(kernel: Array) -> float:
+    """Mean of a symmetric kernel matrix outside its diagonal."""
+    return float((kernel.sum() - np.trace(kernel)) / (len(kernel) * (len(kernel) - 1)))
+
+
+def mmd(reference: Array, rows: Array, scale: float, known_within: float | None = None) -> float:
+    """Unbiased squared maximum mean discrepancy with a Gaussian kernel (Gretton et al. 2012, eq. 3); may be negative."""
+    own = within(np.exp(-scale * squared_distances(reference, reference))) if known_within is None else known_within
+    theirs = within(np.exp(-scale * squared_distances(rows, rows)))
+    return own + theirs - 2.0 * float(np.exp(-scale * squared_distances(reference, rows)).mean())
+
+
+def mmd_test(x: Array, y: Array, *, permutations: int = 200, seed: int = 0) -> tuple[float, float]:
+    """(MMD^2, p) of a permutation test with the median rule on both sets together; p is at least 1 / (permutations + 1)."""
+    both = np.concatenate([x, y]).astype(np.float64)
+    kernel = np.exp(-kernel_scale(both) * squared_distances(both, both))
+    np.fill_diagonal(kernel, 0.0)
+    n, m = len(x), len(y)
+    rng = np.random.default_rng(seed)
+    sides = np.zeros((permutations + 1, n + m))
+    sides[0, :n] = 1.0
+    for row in sides[1:]:
+        row[rng.permutation(n + m)[:n]] = 1.0
+    # Sums of the kernel over each side and across, for all permutations at once.
+    first, total = sides @ kernel, kernel.sum()
+    xx = (first * sides).sum(axis=1)
+    xy = first.sum(axis=1) - xx
+    yy = total - xx - 2.0 * xy
+    values = xx / (n * (n - 1)) + yy / (m * (m - 1)) - 2.0 * xy / (n * m)
+    return float(values[0]), float((1 + (values[1:] >= values[0] - 1e-15).sum()) / (permutations + 1))
+
+
+class Cusum:
+    """Upper cumulative sums of standardised values (Page 1954): s = max(0, s + x - allowance), one for each chart."""
+
+    def __init__(self, charts: int, allowance: float) -> None:
+        self.sums: Array = np.zeros(charts)
+        self._allowance = allowance
+
+    def step(self, values: Array) -> Array:
+        """Take one value for each chart; returns the sums."""
+        self.sums = np.maximum(0.0, self.sums + values - self._allowance)
+        return self.sums
+
+
+def binomial_tail(hits: int, trials: int, chance: float) -> float:
+    """P(at least `hits` of `trials`) where each has `chance`; exact, by logarithms of factorials."""
+    if hits <= 0:
+        return 1.0
+    if chance <= 0.0:
+        return 0.0
+    if chance >= 1.0:
+        return 1.0
+    logs = [
+        math.lgamma(trials + 1)
+        - math.lgamma(k + 1)
+        - math.lgamma(trials - k + 1)
+        + k * math.log(chance)
+        + (trials - k) * math.log1p(-chance)
+        for k in range(hits, trials + 1)
+    ]
+    return min(1.0, math.fsum(math.exp(value) for value in logs))

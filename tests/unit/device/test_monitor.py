@@ -1,0 +1,169 @@
+"""The monitor beside a real session: a bad patch goes, a changed world keeps its patch, errors never reach a frame."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgeedit.device.health import Health
+from edgeedit.device.monitor.cause import find_cause
+from edgeedit.device.monitor.monitor import Event, Monitor
+from edgeedit.device.runtime import Runtime
+from edgeedit.device.store import Store
+
+Array = np.ndarray[Any, Any]
+QUICK = Health(frames=0)
+
+
+def _reader(features: Array) -> Array:
+    return features[:, :3]
+
+
+def _frame(rng: np.random.Generator, lamp: float = 1.0) -> Array:
+    return (rng.random((1, 3, 4, 4)) * lamp).astype(np.float32)
+
+
+@pytest.fixture
+def store(world: Any, tmp_path: Path) -> Path:
+    Store.create(tmp_path / "store", world.bundle.path, [world.public]).close()
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def serve() -> Callable[..., None]:
+    rng = np.random.default_rng(0)
+
+    def run(runtime: Runtime, monitor: Monitor, count: int, lamp: float = 1.0) -> None:
+        for _ in range(count):
+            runtime.run(_frame(rng, lamp))
+            monitor.work()
+
+    return run
+
+
+def _monitor(**settings: Any) -> Monitor:
+    return Monitor(**{"every": 0.0, "frames": 16, "learn": 80, "reader": _reader, "background": False, **settings})
+
+
+def _stage(store: Path, data: bytes) -> None:
+    with Store.open(store) as opened:
+        opened.stage(data, release="r1", sequence=1)
+
+
+def _bad_patch(world: Any, monkeypatch: pytest.MonkeyPatch) -> bytes:
+    """Deliberately bad: the low-rank part is 16 times as large as in the other patches, so that it outweighs the old matrix."""
+    values = type(world).patch.__globals__
+    sparse, low = values["random_deltas"](1)
+    worse = replace(low, low_rank=replace(low.low_rank, scale=low.low_rank.scale * 16))
+    monkeypatch.setitem(values, "random_deltas", lambda _: [sparse, worse])
+    data: bytes = world.patch(1)
+    return data
+
+
+def test_a_mild_patch_is_never_blamed(world: Any, store: Path, serve: Callable[..., None]) -> None:
+    monitor = _monitor()
+    with Runtime(store, poll_seconds=0, health=QUICK, monitor=monitor) as runtime:
+        serve(runtime, monitor, 16 * 80)
+        _stage(store, world.patch(5))
+        runtime.step()
+        serve(runtime, monitor, 16 * 60)
+        with Store.open(store) as opened:
+            assert opened.head().id == 1
+        # It moved the features, no verdict to speak of: what is usual is learnt anew.
+        assert any(event.kind == "drift_alarm" for event in monitor.events) and not monitor.figures().plain["edgeedit_calibrated"]
+
+
+def test_a_patch_that_alone_is_worse_is_reverted_with_its_receipt(
+    world: Any, store: Path, serve: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Event] = []
+    monitor = _monitor(on_event=told.append)
+    with Runtime(store, poll_seconds=0, health=QUICK, monitor=monitor) as runtime:
+        serve(runtime, monitor, 16 * 80)
+        assert monitor.calibrated_on == 0 and not monitor.errors
+        _stage(store, _bad_patch(world, monkeypatch))
+        assert runtime.step().state == "confirmed"  # type: ignore[union-attr]
+        serve(runtime, monitor, 16 * 40)
+        assert not monitor.errors
+        with Store.open(store) as opened:
+            assert opened.head().id == 0
+            last = opened.receipts.waiting(10)[-1]
+        assert last.state == "reverted" and last.reason.startswith("monitor: ") and "only the patch is worse" in last.reason
+        back = runtime.step()
+        assert back is not None and (back.generation, back.state) == (0, "followed")
+    kinds = [event.kind for event in told]
+    assert kinds.index("learnt") < kinds.index("applied") < kinds.index("drift_alarm") < kinds.index("reverted")
+
+
+def test_a_new_lamp_keeps_the_patch(world: Any, store: Path, serve: Callable[..., None]) -> None:
+    monitor = _monitor()
+    _stage(store, world.patch(1))
+    with Runtime(store, poll_seconds=0, health=QUICK, monitor=monitor) as runtime:
+        runtime.step()
+        serve(runtime, monitor, 16 * 80)
+        assert monitor.calibrated_on == 1
+        serve(runtime, monitor, 16 * 12, lamp=0.5)
+        with Store.open(store) as opened:
+            assert opened.head().id == 1
+        signals = [event.reason.split()[0] for event in monitor.events if event.kind == "drift_alarm"]
+        assert "brightness" in signals and {"psi", "ks", "mmd"} & set(signals) and not monitor.errors
+        assert monitor.compare(1, 0).verdict == "world"
+
+
+def test_errors_are_counted_and_never_raised(store: Path) -> None:
+    def broken(_: Array) -> Array:
+        raise ValueError("no reader")
+
+    monitor = _monitor(reader=broken, on_event=lambda _: 1 / 0)
+    with Runtime(store, poll_seconds=0, health=QUICK, monitor=monitor) as runtime:
+        rng = np.random.default_rng(0)
+        for _ in range(16):
+            assert np.isfinite(runtime.run(_frame(rng)).output).all()
+        monitor.work()
+        monitor.note(0, _frame(rng), np.full((1, 8), np.nan, np.float32), 0.01)
+        assert monitor.errors == {"ValueError": 1, "ZeroDivisionError": 1}
+        assert monitor.events[-1].kind == "not_finite"
+
+
+def test_the_textfile_is_what_prometheus_reads(store: Path, tmp_path: Path, serve: Callable[..., None]) -> None:
+    parser = pytest.importorskip("prometheus_client.parser")
+    monitor = _monitor(learn=64, textfile=tmp_path / "edgeedit.prom")
+    with Runtime(store, poll_seconds=0, health=QUICK, monitor=monitor) as runtime:
+        runtime.override()
+        serve(runtime, monitor, 16 * 66)
+    families = {f.name: f for f in parser.text_string_to_metric_families((tmp_path / "edgeedit.prom").read_text("utf-8"))}
+    value = {name: family.samples[0].value for name, family in families.items()}
+    assert (value["edgeedit_frames"], value["edgeedit_windows"], value["edgeedit_overrides"]) == (16 * 66, 66, 1)
+    assert {s.labels["signal"] for s in families["edgeedit_drift_ratio"].samples} >= {"psi", "ks", "mmd", "mix", "margin", "brightness"}
+    assert all(name.startswith("edgeedit_") and not name.endswith(("_ms", "_mb", "_percent")) for name in families)
+    assert [p.name for p in tmp_path.glob(".edgeedit*")] == []
+
+
+def test_the_thread_takes_frames_by_itself(store: Path) -> None:
+    monitor = _monitor(background=True)
+    rng = np.random.default_rng(0)
+    with Runtime(store, poll_seconds=0, health=QUICK, monitor=monitor) as runtime:
+        for _ in range(2000):
+            runtime.run(_frame(rng))
+            if monitor.figures().plain["edgeedit_windows_total"] >= 2:
+                break
+        assert monitor.figures().plain["edgeedit_windows_total"] >= 2
+    assert not monitor.errors
+
+
+@pytest.mark.parametrize("reader", [_reader, None])
+def test_cause_over_twenty_seeds(reader: Any) -> None:
+    right = {"patch": 0, "world": 0, "unclear": 0}
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        clean, recent, other = rng.normal(size=(64, 8)), rng.normal(size=(16, 8)), rng.normal(1.5, 1.0, (16, 8))
+        turn = np.linalg.qr(rng.normal(size=(8, 8)))[0] * 2.0
+        right["patch"] += find_cause((clean, recent), (clean @ turn + 1.0, recent @ turn + 1.0), reader).verdict == "patch"
+        right["world"] += find_cause((clean, other), (clean @ turn, other @ turn), reader).verdict == "world"
+        right["unclear"] += find_cause((clean, recent), (clean * 1.01, recent * 1.01), reader).verdict == "unclear"
+    assert all(count >= 19 for count in right.values()), right
