@@ -52,13 +52,14 @@ class GateVerdict:
 
 @dataclass(frozen=True)
 class EditMetrics:
-    """All an edit reports: held-out sets, gate, cost and the census of changed weights."""
+    """All an edit reports: held-out sets, gate, cost and the census of changed weights.  `edit_seconds` is None in a Delta's
+    record: the same edit gives the same bytes, however long it took."""
 
     target: SetResult
     control: SetResult | None
     unrelated: SetResult | None
     gate: GateVerdict
-    edit_seconds: float
+    edit_seconds: float | None
     changed_count: int
     changed_share: float
     outside_mask: int

@@ -8,13 +8,15 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from edgeedit.bundle import Preprocess
 from edgeedit.errors import InputError
 from edgeedit.files import replace_file
 
@@ -26,7 +28,8 @@ LINEAR_C = 0.01  # inverse regularisation of the logistic regression on standard
 class Reader:
     """logits = ((features - mean) / std) @ weight + bias, or for `prototypes` 10 x the cosine to each class mean.
 
-    `mean`, `std` float32 (width,), `weight` float32 (width, classes), `bias` float32 (classes,)."""
+    `mean`, `std` float32 (width,), `weight` float32 (width, classes), `bias` float32 (classes,).  `preprocess` is how the
+    pictures that it was fitted on became an encoder's input, None where that was not recorded; no part of the digest."""
 
     kind: str
     classes: tuple[str, ...]
@@ -34,6 +37,7 @@ class Reader:
     std: Array
     weight: Array
     bias: Array
+    preprocess: Preprocess | None = None
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
         """Scores per class, (n, classes); gradients reach `features`."""
@@ -106,7 +110,10 @@ def save_reader(reader: Reader, path: Path) -> None:
     """Write an .npz without pickle, durably."""
     buffer = io.BytesIO()
     kind, classes = np.array(reader.kind), np.array(reader.classes)
-    np.savez(buffer, mean=reader.mean, std=reader.std, weight=reader.weight, bias=reader.bias, kind=kind, classes=classes)
+    seen: dict[str, Any] = {}
+    if reader.preprocess is not None:
+        seen = {f"picture_{key}": np.array(value) for key, value in asdict(reader.preprocess).items()}
+    np.savez(buffer, mean=reader.mean, std=reader.std, weight=reader.weight, bias=reader.bias, kind=kind, classes=classes, **seen)
     replace_file(path, buffer.getvalue())
 
 
@@ -115,7 +122,8 @@ def load_reader(path: Path) -> Reader:
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = [np.ascontiguousarray(stored[key], dtype=np.float32) for key in ("mean", "std", "weight", "bias")]
-            reader = Reader(str(stored["kind"]), tuple(str(c) for c in stored["classes"]), *arrays)
+            seen = _preprocess(stored) if "picture_size" in stored else None
+            reader = Reader(str(stored["kind"]), tuple(str(c) for c in stored["classes"]), *arrays, seen)
     except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise InputError(f"cannot read reader {path}: expected an .npz made by `edgeedit reader fit`, got {error}") from error
     width, classes = reader.mean.size, len(reader.classes)
@@ -127,3 +135,10 @@ def load_reader(path: Path) -> Reader:
     if not all(np.isfinite(array).all() for array in arrays) or not (reader.std > 0).all():
         raise InputError(f"reader {path} is not usable: expected finite numbers and positive spreads")
     return reader
+
+
+def _preprocess(stored: Mapping[str, Array]) -> Preprocess:
+    mean, std = (tuple(float(v) for v in stored[f"picture_{key}"]) for key in ("mean", "std"))
+    if len(mean) != 3 or len(std) != 3 or not np.isfinite([*mean, *std]).all() or min(std) <= 0:
+        raise ValueError(f"normalisation of three channels expected, got {mean} and {std}")
+    return Preprocess(int(stored["picture_size"]), (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))

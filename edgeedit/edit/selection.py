@@ -17,6 +17,7 @@ from torch import nn
 
 from edgeedit.edit.linear import COLUMNS, ENTRIES, ROWS, Routes, Trained
 from edgeedit.edit.locality import Locality
+from edgeedit.edit.projection import EntryProjection
 from edgeedit.edit.quantize import rounded_low_rank, rounded_values
 from edgeedit.edit.settings import Settings
 from edgeedit.encoder.encoder import Encoder
@@ -29,7 +30,7 @@ class Selection(nn.Module):
     """The trainable values on top of frozen weights: `sparse` name -> (values, index), `low_rank` name -> (A, B, rows).
 
     `share_input`: the q, k, v of a block use one input-side factor B.  Columns of an output projection take A.B too, with
-    A over all its rows.  `directions`: weight -> orthonormal (width, n) that the low-rank change must not read."""
+    A over all its rows.  `directions`: weight -> orthonormal (width, n) that the change must not read."""
 
     def __init__(
         self,
@@ -52,6 +53,11 @@ class Selection(nn.Module):
         self.rows = {name: torch.from_numpy(rows).to(device) for name, rows in locality.rows.items()}
         self.columns = {name: torch.from_numpy(columns).to(device) for name, columns in locality.columns.items()}
         self.directions, self.bits = dict(directions or {}), bits
+        self.away = {
+            name: EntryProjection(index, (self.base[name].shape[0], self.base[name].shape[1]), self.directions[name])
+            for name, index in self.index.items()
+            if name in self.directions
+        }
         self.kept = {name: self.base[name].view(-1)[index] for name, index in self.index.items()}
         self.kept |= {name: self.base[name][rows] for name, rows in self.rows.items()}
         self.kept |= {name: self.base[name][:, columns] for name, columns in self.columns.items()}
@@ -74,6 +80,11 @@ class Selection(nn.Module):
         """Inputs that the low-rank part of a weight reads."""
         return self.columns[name].numel() if name in self.columns else int(self.base[name].shape[1])
 
+    def entries(self) -> dict[str, torch.Tensor]:
+        """Name -> values of the chosen entries after the projection away from protected directions."""
+        own = zip(self.index, self.values, strict=True)
+        return {name: self.away[name](values) if name in self.away else values for name, values in own}
+
     def factors(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Name -> (A, B) after the projection away from protected directions."""
         found = {}
@@ -86,7 +97,7 @@ class Selection(nn.Module):
 
     def _changes(self, *, rounded: bool) -> Iterator[tuple[str, torch.Tensor]]:
         """Name -> change of the chosen entries, rows or columns, one weight at a time; `rounded`: in integer form."""
-        for name, values in zip(self.index, self.values, strict=True):
+        for name, values in self.entries().items():
             yield name, rounded_values(values, self.bits) if rounded else values
         for name, (a, b) in self.factors().items():
             yield name, rounded_low_rank(a, b) if rounded else a @ b
@@ -119,13 +130,13 @@ class Selection(nn.Module):
 
     def deltas(self) -> tuple[dict[str, Array], dict[str, tuple[Array, Array]]]:
         """Trained values: FFN name -> vector; low-rank name -> (A, B), float32."""
-        sparse = {name: v.detach().cpu().numpy() for name, v in zip(self.index, self.values, strict=True)}
+        sparse = {name: v.detach().cpu().numpy() for name, v in self.entries().items()}
         low = {name: (a.detach().cpu().numpy(), b.detach().cpu().numpy()) for name, (a, b) in self.factors().items()}
         return sparse, low
 
     def size(self) -> torch.Tensor:
         """Squared norm of the change."""
-        parts = [v.square().sum() for v in self.values] + [(a @ b).square().sum() for a, b in self.factors().values()]
+        parts = [v.square().sum() for v in self.entries().values()] + [(a @ b).square().sum() for a, b in self.factors().values()]
         return torch.stack(parts).sum()
 
 
@@ -156,7 +167,7 @@ class Selected:
     def run(self, images: torch.Tensor, then: Callable[[torch.Tensor], float], *, rounded: bool) -> float:
         """See Trainable."""
         factors = self.selection.factors()
-        for name, values in zip(self.selection.index, self.selection.values, strict=True):
+        for name, values in self.selection.entries().items():
             self.trained[name].first = values
         for name, (a, b) in factors.items():
             self.trained[name].first, self.trained[name].second = a, b

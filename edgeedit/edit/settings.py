@@ -26,7 +26,7 @@ class Settings:
 
     Training: learning rates; `steps` optimiser steps of `batch` shots and `batch` control images; `distill`, `kl`,
     `drift` weigh feature distillation, KL through the frozen reader, and the squared size of the change; `project`
-    removes that many principal directions of the control images' activations from the low-rank part; `patterns`
+    removes that many principal directions of the control images' activations from what the change reads; `patterns`
     synthetic images a step are only distilled; `augment` flips and transposes shots (wrong where orientation carries
     the label, as in reading text); the last `rounding_steps` steps compute with the integer form; `interpolate` scales
     the change by the largest alpha that a part of the control images, kept out of training, accepts.

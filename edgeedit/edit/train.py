@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +19,7 @@ from torch import nn
 from edgeedit.edit.blocks import checkpointed
 from edgeedit.edit.locality import Locality
 from edgeedit.edit.losses import HeadLoss, TargetLoss
+from edgeedit.edit.projection import principal_directions
 from edgeedit.edit.readers import Reader
 from edgeedit.edit.selection import Selected, Selection
 from edgeedit.edit.settings import Settings
@@ -98,29 +98,11 @@ def train(
 ) -> Selection:
     """Train the chosen values; returns them."""
     generator = torch.Generator().manual_seed(seed)
-    kept = principal_directions(encoder, data.control, list(locality.rows), method.project) if method.project else None
+    names = (*locality.entries, *locality.rows)
+    kept = principal_directions(encoder, data.control, names, method.project) if method.project else None
     selection = Selection(encoder, locality, method.rank, generator, share_input=method.share_input, directions=kept, bits=method.bits)
     fit(Selected(encoder, selection, method.amp), encoder, data, (reader, loss or HeadLoss(reader)), method, (seed, generator), progress)
     return selection
-
-
-def principal_directions(encoder: Encoder, control: torch.Tensor, names: list[str], count: int) -> dict[str, torch.Tensor]:
-    """Weight -> orthonormal (width, count): the top eigenvectors of the second moment of what it reads on control images."""
-    moments: dict[str, torch.Tensor] = {}
-
-    def hook(name: str, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        rows = inputs[0].reshape(-1, inputs[0].shape[-1]).double()
-        moments[name] = moments.get(name, 0) + rows.T @ rows
-
-    hooks = [encoder.wrapped.get_submodule(n.removesuffix(".weight")).register_forward_pre_hook(partial(hook, n)) for n in names]
-    try:
-        with torch.no_grad():
-            for part in control.split(32):
-                encoder(part)
-    finally:
-        for handle in hooks:
-            handle.remove()
-    return {name: torch.linalg.eigh(moment).eigenvectors[:, -count:].to(control) for name, moment in moments.items()}
 
 
 def fit(

@@ -129,9 +129,9 @@ def vlm_reader(language: LanguageSide, encoder: Encoder, sets: Sequence[Shots], 
     zeros = np.zeros(width, np.float32)
     classes = tuple(f"{question} {answer}" for question, answer in pairs)
     reader = VlmReader(
-        "vlm", classes, zeros, np.ones(width, np.float32), np.zeros((width, 0), np.float32), np.zeros(0, np.float32), language, pairs
+        "vlm", classes, zeros, np.ones(width, np.float32), np.zeros((width, 0), np.float32), np.zeros(0, np.float32), language=language
     )
-    return replace(reader, tokens=encoder.tokens, amp=amp)
+    return replace(reader, pairs=pairs, tokens=encoder.tokens, amp=amp)
 
 
 def with_unit(reader: VlmReader, features: Array) -> VlmReader:

@@ -132,6 +132,8 @@ def run_seed(server: Server, data: Scenario, progress: Progress) -> dict[str, An
     reader = fit_linear(train, data.reader_train.labels, data.reader_train.classes)
     unrelated = data.unrelated_train
     unrelated_reader = fit_linear(_features(server.encoder, unrelated), unrelated.labels, unrelated.classes)
+    seen = server.encoder.preprocess
+    reader, unrelated_reader = replace(reader, preprocess=seen), replace(unrelated_reader, preprocess=seen)
     save_reader(reader, folder / "reader.npz")
     save_reader(unrelated_reader, folder / "unrelated.npz")
     progress(2, len(STEPS), f"seed {seed}: editing, then judging all held-out images")

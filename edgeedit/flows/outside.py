@@ -15,10 +15,11 @@ from edgeedit.delta import Delta
 from edgeedit.edit.importers import Imported, from_checkpoints, from_peft, read_tensors
 from edgeedit.edit.judging import judge_tensors
 from edgeedit.edit.readers import load_reader
+from edgeedit.edit.saving import save_judged
 from edgeedit.edit.shots import load_shots
 from edgeedit.edit.tune import Point, Search, save_plot, tune
 from edgeedit.files import write_json
-from edgeedit.flows.server import encoder_of, save_judged
+from edgeedit.flows.server import encoder_of
 from edgeedit.metrics import EditMetrics
 
 

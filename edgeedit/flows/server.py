@@ -14,7 +14,6 @@ import numpy as np
 
 from edgeedit.bundle import Bundle, load_bundle, save_bundle
 from edgeedit.catalog import load_profile, load_recipe
-from edgeedit.delta import Delta
 from edgeedit.deploy.compare import compare
 from edgeedit.deploy.export import export_bundle
 from edgeedit.deploy.layers import compare_layers, first_drift, graph_layers, torch_layers
@@ -34,10 +33,8 @@ from edgeedit.encoder.encoder import Encoder
 from edgeedit.encoder.load import load_encoder
 from edgeedit.encoder.values import parameter_values, with_values
 from edgeedit.errors import InputError, MismatchError
-from edgeedit.files import write_json
 from edgeedit.flows.vlm.assets import language_of
 from edgeedit.limits import MAX_PROBES
-from edgeedit.metrics import EditMetrics
 from edgeedit.rounding import apply_delta
 
 Array = np.ndarray[Any, Any]
@@ -85,7 +82,7 @@ def fit_reader(images: Path, bundle: Path, out: Path, *, kind: str) -> tuple[Rea
         raise InputError(f"images have no labels: expected one folder per class or labels in {images}")
     rows = features(encoder, load_pixels(shots, encoder.preprocess))
     fit = fit_linear if kind == "linear" else fit_prototypes
-    fitted: Reader = fit(rows, shots.labels, shots.classes)
+    fitted: Reader = replace(fit(rows, shots.labels, shots.classes), preprocess=encoder.preprocess)
     save_reader(fitted, out)
     return fitted, balanced_error(shots.labels, fitted.logits_numpy(rows).argmax(1))
 
@@ -156,7 +153,7 @@ def _silent(_: str) -> None:
 def run_edit(
     request: EditRequest, out: Path, progress: Callable[[int, int, str], None], say: Callable[[str], None] = _silent
 ) -> EditResult:
-    """Edit, evaluate and save.  A failed edit leaves no delta, only its figures as JSON (`rejected_path`); an undecided one
+    """Edit, evaluate and save.  A failed edit leaves no delta, only its figures as JSON (see `saving`); an undecided one
     leaves a delta that says so, which `pack` refuses unless a reason is given."""
     shots, control, heldout = _sets(request)
     bundle = load_bundle(request.bundle)
@@ -182,7 +179,7 @@ def run_edit(
     )
     if isinstance(reader, VlmReader):
         result = with_controls(result, encoder, reader, heldout, bundle.precision, request.seed)
-    save_judged(result.delta, result.metrics, out)
+    result.save(out)
     return result
 
 
@@ -218,22 +215,6 @@ def with_controls(result: EditResult, encoder: Encoder, reader: VlmReader, heldo
     rows["edited_on_target"] = image_controls(edited, reader, labels, result.features_after["target"], seed).to_json()
     info = {**result.info, "vlm": rows}
     return replace(result, info=info, patch=replace(result.delta, info=info))
-
-
-def rejected_path(out: Path) -> Path:
-    """Where the figures of a delta that failed its gate are written."""
-    return out.with_name(out.name + ".rejected.json")
-
-
-def save_judged(delta: Delta, metrics: EditMetrics, out: Path) -> None:
-    """Write the delta unless its gate failed; then write its figures, and remove an older delta of that name."""
-    if metrics.gate.verdict == "fail":
-        write_json(rejected_path(out), {"schema_version": 1, **delta.info})
-        # A delta of an earlier run under this name would be taken for this one.
-        out.unlink(missing_ok=True)
-        return
-    rejected_path(out).unlink(missing_ok=True)
-    delta.save(out)
 
 
 def compare_bundle(path: Path, other: Path | None = None, *, per_layer: bool = False) -> dict[str, Any]:

@@ -264,7 +264,8 @@ def cost_rows(metrics: EditMetrics | None, cost: Mapping[str, Any] | None, devic
     """The cost table."""
     rows: Rows = []
     if metrics:
-        rows.append(("Edit on the server", f"{metrics.edit_seconds:.1f} s"))
+        if metrics.edit_seconds is not None:
+            rows.append(("Edit on the server", f"{metrics.edit_seconds:.1f} s"))
         share = f"{words.small_percent(metrics.changed_share)} of {words.count(metrics.total_weights)}"
         rows.append(("Weights changed", f"{words.count(metrics.changed_count)} ({share})"))
         rows.append(("Weights changed outside the declared places", words.count(metrics.outside_mask)))

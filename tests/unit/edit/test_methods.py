@@ -19,13 +19,14 @@ from edgeedit.edit.methods.alpha import choose_alpha
 from edgeedit.edit.methods.default import Default
 from edgeedit.edit.methods.every import LOCAL, METHODS
 from edgeedit.edit.methods.local import round_selection
+from edgeedit.edit.projection import EntryProjection, principal_directions
 from edgeedit.edit.quantize import rounded_low_rank, rounded_values, sparse_part
 from edgeedit.edit.readers import Reader, fit_linear
 from edgeedit.edit.run import EditResult, HeldOut, edit
 from edgeedit.edit.scores import accumulate, part_name
 from edgeedit.edit.settings import Settings
 from edgeedit.edit.shots import Shots, load_pixels
-from edgeedit.edit.train import TrainData, principal_directions, train
+from edgeedit.edit.train import TrainData, train
 from edgeedit.encoder.encoder import Encoder
 from edgeedit.encoder.load import random_encoder
 from edgeedit.encoder.values import parameter_values
@@ -212,17 +213,47 @@ def test_checkpointing_changes_memory_not_results(encoder: Encoder, sets: dict[s
 
 
 def test_projection_hides_the_change_from_the_control_images(encoder: Encoder, sets: dict[str, Shots]) -> None:
+    """Of the factors and of the single entries: the change, as it is trained, reads nothing of the protected directions."""
     pixels = torch.from_numpy(load_pixels(sets["shots"], encoder.preprocess))
     control = torch.from_numpy(load_pixels(sets["control"], encoder.preprocess))
     labels, reader = torch.from_numpy(sets["shots"].labels), _reader(encoder, sets["base"])
-    method = Settings(share=0.0, heads=1, rank=2, steps=3, batch=4, lr_low_rank=1e-1, project=5)
+    method = Settings(share=0.4, heads=1, rank=2, steps=3, batch=4, lr=1e-2, lr_low_rank=1e-1, project=5)
     locality = _locality(encoder, sets, method)
     selection = train(encoder, locality, TrainData(pixels, labels, control), reader, method, 0, None)
-    directions = principal_directions(encoder, control, list(locality.rows), 5)
-    for name, (a, b) in selection.deltas()[1].items():
+    directions = principal_directions(encoder, control, [*locality.rows, *locality.entries], 5)
+    sparse, low = selection.deltas()
+    changes = {name: a @ b for name, (a, b) in low.items()}
+    for name, values in sparse.items():
+        changes[name] = np.zeros(encoder.parameters_by_name()[name].shape, np.float32)
+        changes[name].reshape(-1)[locality.entries[name]] = values
+    assert len(changes) == 8
+    for name, change in changes.items():
         u = directions[name].numpy()
         assert np.allclose(u.T @ u, np.eye(5), atol=1e-5)
-        assert np.abs(a).max() > 0 and np.abs((a @ b) @ u).max() < 1e-5 * np.abs(a @ b).max() * 32
+        assert np.abs(change).max() > 0 and np.abs(change @ u).max() < 1e-5 * np.abs(change).max() * 32
+    before = parameter_values(encoder, "float32")
+    with selection.placed(), torch.no_grad():  # what training computed with is the projected change
+        for name, change in changes.items():
+            moved = encoder.parameters_by_name()[name].detach().numpy() - before[name]
+            rows = locality.rows.get(name, slice(None))
+            assert np.allclose(moved[rows], change, atol=1e-6)
+
+
+def test_projection_of_entries_equals_least_squares_row_by_row() -> None:
+    rng = np.random.default_rng(4)
+    directions = np.linalg.qr(rng.normal(size=(12, 3)))[0].astype(np.float32)
+    index = np.sort(np.concatenate([rng.choice(12, 8, replace=False), 12 + rng.choice(12, 2, replace=False), 36 + np.arange(12)]))
+    values = rng.normal(size=index.size).astype(np.float32)
+    given = torch.from_numpy(values).requires_grad_(True)
+    found = EntryProjection(torch.from_numpy(index), (4, 12), torch.from_numpy(directions))(given)
+    for row in (0, 1, 3):
+        own = index // 12 == row
+        read = directions[index[own] % 12].astype(np.float64)
+        expected = values[own] - read @ np.linalg.lstsq(read, values[own], rcond=None)[0]
+        assert np.allclose(found.detach().numpy()[own], expected, atol=1e-5)
+    assert np.abs(found.detach().numpy()[index // 12 == 1]).max() < 1e-5, "two entries cannot avoid three directions"
+    found.square().sum().backward()  # an orthogonal projection: the gradient of |Pv|^2 is 2 Pv
+    assert given.grad is not None and torch.allclose(given.grad, 2 * found.detach(), atol=1e-5)
 
 
 def test_drift_penalty_makes_the_change_smaller_and_flips_can_be_off(encoder: Encoder, sets: dict[str, Shots]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from edgeedit.delta import Delta, SparsePart, TensorDelta
-from edgeedit.flows.server import rejected_path, save_judged
+from edgeedit.edit.saving import rejected_path, save_judged
 from edgeedit.metrics import EditMetrics, GateVerdict, Interval, SetResult
 
 
