@@ -97,8 +97,8 @@ def reader_fit(images: Path, bundle: Path, kind: str, out: Path, as_json: bool) 
 def edit(out: Path, as_json: bool, **options: object) -> None:
     """Repair the encoder from labelled SHOTS; exit 3 and no delta when the gate fails."""
     from edgeedit.cli.figures import judged_lines
-    from edgeedit.errors import GateError
     from edgeedit.edit.saving import rejected_path
+    from edgeedit.errors import GateError
     from edgeedit.flows.server import EditRequest, run_edit
 
     result = run_edit(EditRequest(**options), out, progress(), lambda line: click.echo(line, err=True))  # type: ignore[arg-type]
@@ -108,7 +108,8 @@ def edit(out: Path, as_json: bool, **options: object) -> None:
         f"changed {metrics.changed_count} of {metrics.total_weights} weights ({metrics.changed_share:.2%}), "
         f"outside the mask {metrics.outside_mask}"
     )
-    rows.append(f"edit {metrics.edit_seconds or 0:.1f} s; gate: {metrics.gate.verdict}" + "".join(f"\n  - {r}" for r in metrics.gate.reasons))
+    reasons = "".join(f"\n  - {r}" for r in metrics.gate.reasons)
+    rows.append(f"edit {metrics.edit_seconds or 0:.1f} s; gate: {metrics.gate.verdict}{reasons}")
     value = {"delta": str(out) if metrics.gate.verdict != "fail" else None, "metrics": metrics.to_json()}
     if "vlm" in result.info:
         from edgeedit.flows.vlm.words import control_lines

@@ -7,8 +7,9 @@ matrix has a row for the base and one after each session, and every row judges t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from edgeedit.delta import Delta
 from edgeedit.edit.drift import Drift, borderline_agreement, embedding_shift, linear_cka, rows_of
 from edgeedit.edit.evaluate import features, reader_labels
 from edgeedit.edit.readers import Reader
-from edgeedit.edit.shots import Shots, load_pixels
+from edgeedit.edit.shots import Shots, load_pixels, subset
 from edgeedit.edit.statistics import balanced_error, verdict_shares
 from edgeedit.encoder.encoder import Encoder
 from edgeedit.encoder.values import parameter_values, with_values
@@ -37,6 +38,48 @@ class Session:
 
 
 @dataclass(frozen=True)
+class State:
+    """One state of a chain as judged: balanced `errors` on every session's held-out images, `control` error, `shares` of the
+    control verdicts, `agreement` with the base's borderline verdicts (None: no such image), `drift` (None for the base)."""
+
+    errors: tuple[float, ...]
+    control: float
+    shares: tuple[float, ...]
+    agreement: float | None
+    drift: Drift | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON object."""
+        return asdict(self)
+
+
+def state_from_json(value: Mapping[str, Any]) -> State:
+    """Inverse of `State.to_json`."""
+    moved = value["drift"]
+    own = None if moved is None else Drift(tuple(moved["cka"]), moved["shift"], moved["cosine"])
+    return State(tuple(value["errors"]), value["control"], tuple(value["shares"]), value["agreement"], own)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a chain is: the current weights, its Deltas and its judged states, the base first.  Enough to go on from."""
+
+    values: Mapping[str, Array]
+    deltas: tuple[Delta, ...]
+    states: tuple[State, ...]
+
+
+class Store(Protocol):
+    """Where a chain is kept between its edits."""
+
+    def load(self) -> Progress | None:
+        """How far it is, None for a new one."""
+
+    def keep(self, chain: Progress) -> None:
+        """Keep it, whole or not at all."""
+
+
+@dataclass(frozen=True)
 class ChainResult:
     """`matrix` (T + 1, T): balanced error on session i's held-out images after t edits (row 0 is the base); `control`
     (T + 1,) errors, `agreement` (T + 1,) share of the base's borderline control verdicts that stand (NaN: none),
@@ -52,6 +95,38 @@ class ChainResult:
     deltas: tuple[Delta, ...]
 
 
+class _Judge:
+    """Judges states of a chain on the same images; pictures that several sessions hold are computed once."""
+
+    def __init__(self, base: Encoder, sessions: Sequence[Session], control: Shots, reader: Reader) -> None:
+        first: dict[Path, int] = {}
+        sources: list[tuple[Shots, int]] = []
+        for session in sessions:
+            for number, path in enumerate(session.heldout.paths):
+                if path not in first:
+                    first[path] = len(first)
+                    sources.append((session.heldout, number))
+        self.reader, self.places = reader, [[first[path] for path in s.heldout.paths] for s in sessions]
+        self.labels = [reader_labels(s.heldout, reader) for s in sessions]
+        self.pixels = np.concatenate([load_pixels(subset(shots, [number]), base.preprocess) for shots, number in sources])
+        self.kept, self.kept_labels = load_pixels(control, base.preprocess), reader_labels(control, reader)
+        self.blocks, self.rows = rows_of(base, self.kept)
+        self.logits = reader.logits_numpy(self.rows)
+
+    def state(self, encoder: Encoder, *, base: bool) -> State:
+        """The figures of one state; the base's own have no drift."""
+        verdicts = self.reader.logits_numpy(features(encoder, self.pixels)).argmax(1)
+        errors = [balanced_error(own, verdicts[rows]) for own, rows in zip(self.labels, self.places, strict=True)]
+        blocks, rows = (self.blocks, self.rows) if base else rows_of(encoder, self.kept)
+        logits = self.reader.logits_numpy(rows)
+        cka = tuple(linear_cka(a, b) for a, b in zip(self.blocks, blocks, strict=True))
+        moved = None if base else Drift(cka, *embedding_shift(self.rows, rows))
+        shares = verdict_shares(logits.argmax(1), len(self.reader.classes))
+        stands = borderline_agreement(self.logits, logits)[0]
+        control = float(balanced_error(self.kept_labels, logits.argmax(1)))
+        return State(tuple(float(e) for e in errors), control, tuple(float(v) for v in shares), stands, moved)
+
+
 def run_chain(
     encoder: Encoder,
     sessions: Sequence[Session],
@@ -61,55 +136,40 @@ def run_chain(
     *,
     precision: str = "float32",
     progress: Callable[[int, int, str], None] | None = None,
+    store: Store | None = None,
 ) -> ChainResult:
     """Run `step(current encoder, session, number)` for each session and judge every state; `control` is held out, labelled.
 
-    A step returns a Delta (applied by the one rounding rule) or, for a rival that has none, the edited Encoder."""
+    A step returns a Delta (applied by the one rounding rule) or, for a rival that has none, the edited Encoder.  `store`
+    keeps the chain after every edit and says where to go on: the result is that of an unbroken run."""
     if not sessions:
         raise InputError("chain is empty: expected at least one session, got none")
-    pixels = [load_pixels(s.heldout, encoder.preprocess) for s in sessions]
-    labels = [reader_labels(s.heldout, reader) for s in sessions]
-    kept, kept_labels = load_pixels(control, encoder.preprocess), reader_labels(control, reader)
-    values = parameter_values(encoder, precision)
-    current = with_values(encoder, values)
-    base_blocks, base_rows = rows_of(current, kept)
-    base_logits = reader.logits_numpy(base_rows)
-    count = len(reader.classes)
-    errors = [_errors(current, reader, pixels, labels)]
-    held = [balanced_error(kept_labels, base_logits.argmax(1))]
-    shares, agreement = [verdict_shares(base_logits.argmax(1), count)], [1.0]
-    drifts: list[Drift] = []
-    deltas: list[Delta] = []
-    borderline = borderline_agreement(base_logits, base_logits)[1]
-    for number, session in enumerate(sessions):
+    base = parameter_values(encoder, precision)
+    judge = _Judge(with_values(encoder, base), sessions, control, reader)
+    now = (store.load() if store is not None else None) or Progress(base, (), (judge.state(with_values(encoder, base), base=True),))
+    if len(now.states) > len(sessions) + 1 or len(now.states[0].errors) != len(sessions) or set(now.values) != set(base):
+        raise InputError(f"chain cannot go on: expected a state of {len(sessions)} sessions, got one of another chain")
+    for number, session in list(enumerate(sessions))[len(now.states) - 1 :]:
         if progress is not None:
             progress(number, len(sessions), f"session {session.name}")
-        made = step(current, session, number)
+        made = step(with_values(encoder, now.values), session, number)
         if isinstance(made, Delta):
-            values = {**values, **{t.name: apply_delta(values[t.name], t) for t in made.tensors}}
-            deltas.append(made)
+            values = {**now.values, **{t.name: apply_delta(now.values[t.name], t) for t in made.tensors}}
         else:
             values = parameter_values(made, precision)
-        current = with_values(encoder, values)
-        blocks, rows = rows_of(current, kept)
-        logits = reader.logits_numpy(rows)
-        errors.append(_errors(current, reader, pixels, labels))
-        held.append(balanced_error(kept_labels, logits.argmax(1)))
-        shares.append(verdict_shares(logits.argmax(1), count))
-        stands, _ = borderline_agreement(base_logits, logits)
-        agreement.append(float("nan") if stands is None else stands)
-        cka = tuple(linear_cka(a, b) for a, b in zip(base_blocks, blocks, strict=True))
-        drifts.append(Drift(cka, *embedding_shift(base_rows, rows)))
-    names = tuple(s.name for s in sessions)
-    arrays = [np.array(v) for v in (errors, held, agreement, shares)]
-    return ChainResult(names, arrays[0], arrays[1], arrays[2], borderline, tuple(drifts), arrays[3], tuple(deltas))
+        deltas = (*now.deltas, made) if isinstance(made, Delta) else now.deltas
+        now = Progress(values, deltas, (*now.states, judge.state(with_values(encoder, values), base=False)))
+        if store is not None:
+            store.keep(now)
+    return _result(sessions, now, borderline_agreement(judge.logits, judge.logits)[1])
 
 
-def _errors(encoder: Encoder, reader: Reader, pixels: Sequence[Array], labels: Sequence[Array]) -> list[float]:
-    # Many small sets: one pass over all of them fills the batches.
-    rows = features(encoder, np.concatenate(pixels))
-    parts = np.split(reader.logits_numpy(rows).argmax(1), np.cumsum([len(p) for p in pixels])[:-1])
-    return [balanced_error(own, verdicts) for own, verdicts in zip(labels, parts, strict=True)]
+def _result(sessions: Sequence[Session], chain: Progress, borderline: int) -> ChainResult:
+    states = chain.states
+    agreement = [1.0, *(float("nan") if s.agreement is None else s.agreement for s in states[1:])]
+    arrays = [np.array(v) for v in ([s.errors for s in states], [s.control for s in states], agreement, [s.shares for s in states])]
+    drifts = tuple(s.drift for s in states if s.drift is not None)
+    return ChainResult(tuple(s.name for s in sessions), arrays[0], arrays[1], arrays[2], borderline, drifts, arrays[3], chain.deltas)
 
 
 def summary(matrix: Array, control: Array) -> Mapping[str, float]:
@@ -133,3 +193,15 @@ def summary(matrix: Array, control: Array) -> Mapping[str, float]:
         "target_improvement": float((own - accuracy[0]).mean()),
         "control_change": float(control[-1] - control[0]),
     }
+
+
+def backward_transfer(matrix: Array, seed: int = 0, draws: int = 2000) -> tuple[float, float, float]:
+    """(BWT, low, high): the mean over sessions but the last of (accuracy at the end - accuracy right after its own edit), with
+    a 95 % percentile bootstrap over sessions.  Unlike forgetting by the best state, which is a maximum over noisy figures and
+    so never below zero on average, it is unbiased where sessions are small.  (0, 0, 0) for one session."""
+    sessions = matrix.shape[1]
+    if sessions < 2:
+        return 0.0, 0.0, 0.0
+    moved = np.array([matrix[t + 1, t] - matrix[-1, t] for t in range(sessions - 1)])
+    means = moved[np.random.default_rng(seed).integers(0, moved.size, (draws, moved.size))].mean(axis=1)
+    return float(moved.mean()), float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))

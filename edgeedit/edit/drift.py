@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics as plain
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -132,6 +132,38 @@ def advise(gains: Sequence[float], drifts: Sequence[float], length: int, max_len
     if length >= max_length - 1:
         return Advice("squash", f"chain holds {length} patches: a device takes {max_length}", every)
     return Advice("go on", f"features moved by {drifts[-1]:.2f} of their spread after {length} patches", every)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What one update more costs and gives: `gain` fall of the target error, `drift` rise of the embedding shift, both mean
+    per update over the last `updates` of the chain after update number `after`; `rate` gain per drift, None without drift."""
+
+    after: int
+    updates: int
+    gain: float
+    drift: float
+    rate: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON object."""
+        return asdict(self)
+
+
+def pace(gains: Sequence[float], drifts: Sequence[float], window: int = 5) -> tuple[Pace, ...]:
+    """Gain per update against drift per update along a chain, in windows of `window` updates (the last may be shorter).
+
+    `gains[t]` is the fall of the target error by update t, `drifts[t]` the shift against the base after it.  Raises InputError
+    when the two do not belong together."""
+    if len(gains) != len(drifts) or not gains or window < 1:
+        raise InputError(f"chain is inconsistent: expected one gain and one drift for each update, got {len(gains)} and {len(drifts)}")
+    steps = [b - a for a, b in zip([0.0, *drifts[:-1]], drifts, strict=True)]
+    found = []
+    for start in range(0, len(gains), window):
+        own, moved = plain.fmean(gains[start : start + window]), plain.fmean(steps[start : start + window])
+        count = len(gains[start : start + window])
+        found.append(Pace(start + count, count, own, moved, own / moved if moved > 0 else None))
+    return tuple(found)
 
 
 def _every(gains: Sequence[float], drifts: Sequence[float]) -> int | None:

@@ -121,9 +121,9 @@ def load_reader(path: Path) -> Reader:
     """Read an .npz; raises InputError when it is none or when its numbers do not fit together."""
     try:
         with np.load(path, allow_pickle=False) as stored:
-            arrays = [np.ascontiguousarray(stored[key], dtype=np.float32) for key in ("mean", "std", "weight", "bias")]
+            arrays: list[Array] = [np.ascontiguousarray(stored[key], dtype=np.float32) for key in ("mean", "std", "weight", "bias")]
             seen = _preprocess(stored) if "picture_size" in stored else None
-            reader = Reader(str(stored["kind"]), tuple(str(c) for c in stored["classes"]), *arrays, seen)
+            reader = Reader(str(stored["kind"]), tuple(str(c) for c in stored["classes"]), arrays[0], arrays[1], arrays[2], arrays[3], seen)
     except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise InputError(f"cannot read reader {path}: expected an .npz made by `edgeedit reader fit`, got {error}") from error
     width, classes = reader.mean.size, len(reader.classes)

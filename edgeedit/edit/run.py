@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from edgeedit.edit.losses import HeadLoss, TargetLoss
 from edgeedit.edit.methods.method import Method, Task
 from edgeedit.edit.quantize import survival
 from edgeedit.edit.readers import Reader
+from edgeedit.edit.saving import save_judged
 from edgeedit.edit.shots import Shots, load_pixels
 from edgeedit.encoder.encoder import Encoder
 from edgeedit.encoder.values import parameter_values, with_values
@@ -70,6 +72,12 @@ class EditResult:
             raise InputError("method has no delta: expected a localized method, got a rival that changes whole tensors or the reader")
         return self.patch
 
+    def save(self, path: Path) -> None:
+        """Write the Delta to `path`; after a failed gate only its figures, beside it (see `saving`).
+
+        The same edit gives the same bytes.  Raises InputError for a rival."""
+        save_judged(self.delta, self.metrics, path)
+
 
 def _check(encoder: Encoder, shots: Shots, control: Shots, reader: Reader, heldout: HeldOut, limit: float) -> None:
     """All that can be refused before a minute of training; raises InputError."""
@@ -88,6 +96,11 @@ def _check(encoder: Encoder, shots: Shots, control: Shots, reader: Reader, heldo
         if judged is not None and own is not None:
             if own.mean.size != encoder.width:
                 raise InputError(f"reader does not fit the encoder: expected width {encoder.width}, got {own.mean.size}")
+            if own.preprocess is not None and own.preprocess != encoder.preprocess:
+                raise InputError(
+                    f"reader was fitted under another normalisation: expected {own.preprocess}, got {encoder.preprocess}",
+                    hint="fit the reader again with `edgeedit reader fit` on this Bundle",
+                )
             reader_labels(judged, own)
     for name in sorted(_names(shots) ^ _names(heldout.target)):
         side = "the shots" if name in _names(shots) else "the held-out target images"
@@ -188,7 +201,7 @@ def edit(
     info = {
         **_provenance(base, encoder, shots, control, reader, method, precision, seed),
         "locality": {**_locality_info(base, locality, update.tensors), "importance": update.importance},
-        "metrics": metrics.to_json(),
+        "metrics": {**metrics.to_json(), "edit_seconds": None},  # no clock in a Delta: the same edit, the same bytes
         "survival": dict(census.survival),
         "verdicts": rows,
         "payload": {"bytes": update.payload, **update.notes},

@@ -184,10 +184,11 @@ def split_by_group(shots: Shots, share: float, seed: int) -> tuple[Shots, Shots]
             raise InputError(
                 f"split is impossible: expected {name} on both sides, got too few groups of it", hint="give more images or groups"
             )
-    first_half, second_half = (_subset(shots, rows) for rows in sides)
+    first_half, second_half = (subset(shots, rows) for rows in sides)
     return first_half, second_half
 
 
-def _subset(shots: Shots, rows: Sequence[int]) -> Shots:
+def subset(shots: Shots, rows: Sequence[int]) -> Shots:
+    """The images `rows` of a set, in that order."""
     own = [shots.groups[i] for i in rows]
     return make_shots([shots.paths[i] for i in rows], shots.labels[list(rows)], shots.classes, own, shots.pairs)

@@ -20,8 +20,8 @@ class DenseSelected(Selected):
     def weights(self, rounded: bool) -> dict[str, torch.Tensor]:
         """Name -> base + change, differentiable; in integer form with gradients straight through."""
         chosen, result = self.selection, {}
-        for (name, index), values in zip(chosen.index.items(), chosen.values, strict=True):
-            base = chosen.base[name]
+        for name, values in chosen.entries().items():
+            index, base = chosen.index[name], chosen.base[name]
             used = values + (rounded_values(values.detach(), chosen.bits) - values.detach()) if rounded else values
             result[name] = base.reshape(-1).scatter_add(0, index, used).reshape(base.shape)
         for name, (a, b) in chosen.factors().items():

@@ -11,10 +11,14 @@ import torch
 from PIL import Image
 
 from edgeedit.catalog import load_recipe
+from edgeedit.edit.evaluate import features
 from edgeedit.edit.locality import choose
+from edgeedit.edit.lorsu import Lorsu
+from edgeedit.edit.readers import Reader, fit_linear, load_reader, save_reader
+from edgeedit.edit.run import HeldOut, edit
 from edgeedit.edit.selection import Selected, Selection
 from edgeedit.edit.settings import Settings
-from edgeedit.edit.shots import Shots, load_pixels, load_shots
+from edgeedit.edit.shots import Shots, load_pixels, load_shots, make_shots
 from edgeedit.edit.train import _optimiser
 from edgeedit.encoder.encoder import Encoder
 from edgeedit.encoder.values import with_values
@@ -46,6 +50,40 @@ def test_an_encoder_without_a_recipe_is_refused() -> None:
     with pytest.raises(InputError, match="not in the catalogue") as error:
         load_recipe("no-such-tower")
     _refused(error)
+
+
+def test_shots_that_are_also_control_images_are_refused(encoder: Encoder, sets: dict[str, Shots], tmp_path: Path) -> None:
+    copy = tmp_path / "other-name.png"
+    copy.write_bytes(sets["shots"].paths[3].read_bytes())
+    control = make_shots([*sets["control"].paths, copy], np.full(17, -1), (), [str(n) for n in range(17)])
+    with pytest.raises(InputError, match="shots overlap the control images") as error:
+        _edit(encoder, sets, _reader(encoder, sets), control)
+    _refused(error)
+
+
+def test_a_reader_of_another_normalisation_is_refused(encoder: Encoder, sets: dict[str, Shots], tmp_path: Path) -> None:
+    seen = encoder.preprocess
+    for wrong in (replace(seen, mean=(0.5, 0.5, 0.5)), replace(seen, std=(1.0, 1.0, 1.0)), replace(seen, size=seen.size * 2)):
+        save_reader(replace(_reader(encoder, sets), preprocess=wrong), tmp_path / "reader.npz")
+        with pytest.raises(InputError, match="another normalisation") as error:
+            _edit(encoder, sets, load_reader(tmp_path / "reader.npz"), sets["control"])
+        _refused(error)
+    save_reader(replace(_reader(encoder, sets), preprocess=seen), tmp_path / "reader.npz")
+    fits = load_reader(tmp_path / "reader.npz")
+    assert fits.preprocess == seen and fits.digest() == _reader(encoder, sets).digest()
+    _edit(encoder, sets, fits, sets["control"])
+    save_reader(_reader(encoder, sets), tmp_path / "old.npz")  # one that says nothing, as an older file, is taken
+    assert load_reader(tmp_path / "old.npz").preprocess is None
+
+
+def _reader(encoder: Encoder, sets: dict[str, Shots]) -> Reader:
+    base = sets["base"]
+    return fit_linear(features(encoder, load_pixels(base, encoder.preprocess)), base.labels, base.classes)
+
+
+def _edit(encoder: Encoder, sets: dict[str, Shots], reader: Reader, control: Shots) -> None:
+    held, method = HeldOut(sets["target"]), Lorsu(steps=1, batch=2, patterns=0)
+    edit(encoder, sets["shots"], control, reader, method=method, precision="float32", heldout=held, seed=0, limit=1.0)
 
 
 @pytest.mark.parametrize("share", [0.01, 0.1])

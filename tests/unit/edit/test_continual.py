@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from edgeedit.edit.continual import Session, run_chain, summary
-from edgeedit.edit.drift import advise, block_rows, borderline_agreement, drift, embedding_shift, linear_cka
+from edgeedit.delta import Delta
+from edgeedit.edit.continual import Progress, Session, backward_transfer, run_chain, state_from_json, summary
+from edgeedit.edit.drift import advise, block_rows, borderline_agreement, drift, embedding_shift, linear_cka, pace
 from edgeedit.edit.evaluate import features
 from edgeedit.edit.lorsu import Lorsu
 from edgeedit.edit.readers import fit_linear
 from edgeedit.edit.run import HeldOut, edit
-from edgeedit.edit.shots import Shots, load_pixels
+from edgeedit.edit.shots import Shots, load_pixels, subset
 from edgeedit.encoder.encoder import Encoder
 from edgeedit.encoder.values import parameter_values, with_values
 from edgeedit.errors import InputError
@@ -112,6 +116,70 @@ def test_a_chain_judges_every_state_on_top_of_the_former(encoder: Encoder, sets:
     assert result.shares.sum(axis=1) == pytest.approx(np.ones(3))
     unchanged = run_chain(encoder, sessions[:1], base, reader, lambda current, *_: current)
     assert np.array_equal(unchanged.matrix[0], unchanged.matrix[1]) and unchanged.drifts[0].shift == 0
+
+
+class _Memory:
+    """A store that is cut off after some edits, and goes through plain JSON as a file would."""
+
+    def __init__(self, edits: int) -> None:
+        self.edits = edits
+        self.chain: Progress | None = None
+
+    def load(self) -> Progress | None:
+        return self.chain
+
+    def keep(self, chain: Progress) -> None:
+        rows = json.loads(json.dumps([s.to_json() for s in chain.states]))
+        self.chain = replace(chain, states=tuple(state_from_json(row) for row in rows))
+        if len(chain.states) - 1 == self.edits:
+            raise KeyboardInterrupt
+
+
+def test_a_chain_that_was_cut_off_goes_on_as_if_it_were_not(encoder: Encoder, sets: dict[str, Shots]) -> None:
+    base = sets["base"]
+    reader = fit_linear(features(encoder, load_pixels(base, encoder.preprocess)), base.labels, base.classes)
+    both = subset(sets["target"], [*range(20), *range(20)])  # a held-out picture may stand in several sessions
+    chain = [Session("1", sets["shots"], sets["target"]), Session("2", subset(sets["shots"], range(4, 12)), both)]
+
+    def step(current: Encoder, session: Session, number: int) -> Delta:
+        held = HeldOut(sets["target"])
+        made = edit(current, session.shots, sets["control"], reader, method=FAST, precision="float32", heldout=held, seed=number, limit=1)
+        return made.delta
+
+    whole = run_chain(encoder, chain, base, reader, step)
+    memory = _Memory(1)
+    with pytest.raises(KeyboardInterrupt):
+        run_chain(encoder, chain, base, reader, step, store=memory)
+    memory.edits = -1
+    joined = run_chain(encoder, chain, base, reader, step, store=memory)
+    for name in ("matrix", "control", "agreement", "shares"):
+        assert np.array_equal(getattr(whole, name), getattr(joined, name), equal_nan=True), name
+    assert whole.drifts == joined.drifts and len(joined.deltas) == 2
+    assert whole.matrix[:, 0] == pytest.approx(whole.matrix[:, 1])
+    with pytest.raises(InputError, match="cannot go on"):
+        run_chain(encoder, chain[:1], base, reader, step, store=memory)
+
+
+def test_backward_transfer_has_an_interval_and_no_bias_from_the_maximum() -> None:
+    accuracy = np.array([[0.5, 0.4, 0.6], [0.9, 0.5, 0.6], [0.8, 0.8, 0.5], [0.7, 0.9, 0.9]])
+    value, low, high = backward_transfer(1 - accuracy)
+    assert value == pytest.approx(summary(1 - accuracy, np.zeros(4))["bwt"])
+    assert (low, high) == pytest.approx((-0.2, 0.1))  # two sessions: a resample takes one of them twice, or both
+    rng = np.random.default_rng(1)
+    noise = 0.3 + rng.normal(0, 0.05, (51, 50))  # fifty states that differ by chance only: nothing is forgotten
+    value, low, high = backward_transfer(noise)
+    assert low < 0 < high and summary(noise, np.zeros(51))["forgetting"] > 0.05
+    assert backward_transfer(np.zeros((2, 1))) == (0.0, 0.0, 0.0)
+
+
+def test_pace_weighs_gain_against_drift_per_update() -> None:
+    gains, drifts = [0.1, 0.2, 0.3, 0.0, 0.04], [0.1, 0.2, 0.4, 0.4, 0.4]
+    first, second = pace(gains, drifts, window=3)
+    assert (first.after, first.updates, second.after, second.updates) == (3, 3, 5, 2)
+    assert first.gain == pytest.approx(0.2) and first.drift == pytest.approx(0.4 / 3) and first.rate == pytest.approx(1.5)
+    assert second.gain == pytest.approx(0.02) and second.drift == 0 and second.rate is None
+    with pytest.raises(InputError, match="inconsistent"):
+        pace([0.1], [])
 
 
 def test_advice_names_the_reason() -> None:
