@@ -70,7 +70,7 @@ aarch64: $(VENV)/.installed
 	$(call native_build,aarch64,-DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/devices/toolchains/aarch64-linux-gnu.cmake -DEDGEEDIT_TESTS=ON -DEDGEEDIT_NATIVE=ON)
 	$(BIN)/ctest --test-dir build/aarch64 --output-on-failure
 
-# Ten million executions over all fuzz targets (about half an hour on one core); fuzz-ci runs a hundredth.
+# Ten million executions over all fuzz targets (about three quarters of an hour on one core); fuzz-ci runs a hundredth.
 FUZZ_RUNS ?= 10000000
 FUZZ_JSON ?= build/fuzz/report.json
 fuzz: $(VENV)/.installed

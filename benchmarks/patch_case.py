@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from edgeedit.bundle import WEIGHTS_FILE, Bundle
 from edgeedit.codec.apply import apply_delta
+from edgeedit.codec.probes import round_probes
 from edgeedit.delta import TensorDelta
 from edgeedit.digest import digest_array, fingerprint
 from edgeedit.patch.algebra_materialize import materialize_weights
@@ -43,9 +44,12 @@ def make_case(name: str, bundle: Bundle, deltas: Sequence[TensorDelta], folder: 
     rows = {tensor.name: tensor.digest() for tensor in bundle.tensor_map.tensors}
     after = {delta.name: digest_array(apply_delta(weights[delta.name], delta)) for delta in deltas}
     result = fingerprint({**rows, **{n: replace(rows[n], sha256=d) for n, d in after.items()}}.values())
-    probes = len(bundle.probes())
-    # Probe outputs are measured numbers and do not compress; random ones stand in for them, so the file has its true size.
-    expected = np.random.default_rng(0).normal(size=(probes, bundle.output_width)).astype(np.float32)
+    # The parent's outputs, where the Bundle has them, stand in for the edited encoder's, which have the same spread and as much in
+    # common from probe to probe.  A made-up encoder has none and gets random ones.
+    measured = bundle.golden()
+    if measured is None:
+        measured = np.random.default_rng(0).normal(size=(len(bundle.probes()), bundle.output_width))
+    expected = round_probes(measured.astype(np.float32), bundle.tolerance)
     content = PatchContent(
         bundle.fingerprint, result, bundle.precision, bundle.recipe, list(deltas), {n: rows[n].sha256 for n in after}, after,
         {n: rows[n].dtype for n in after}, expected, bundle.tolerance, {"benchmark": name},

@@ -84,7 +84,7 @@ def slice_case(case: Case, folder: Path) -> tuple[Path, Path, int]:
             (folder / name).write_bytes(handle.read(stop - start))
         made.append(folder / name)
     rows = [row for row in case.patch.manifest.tensors if row.name.startswith(SLICE_BLOCKS)]
-    ours = sum(part.length for row in rows for part in (row.sparse, row.low_rank) if part is not None)
+    ours = sum(part.length for row in rows for part in (row.sparse, row.dense, row.low_rank) if part is not None)
     sections = sum(section.length for section in case.patch.manifest.sections)
     return made[0], made[1], ours + len(case.patch.data) - sections + case.patch.manifest.probe.section.length
 

@@ -51,6 +51,15 @@ class LowRankPart:
 
 
 @dataclass(frozen=True)
+class ExactPart:
+    """Corrections of stored bit patterns: what `difference` (int64, not 0) adds, modulo the width of the dtype, to the bits that the
+    rounding rule gives at flat positions `index` (int64, ascending, unique)."""
+
+    index: Array
+    difference: Array
+
+
+@dataclass(frozen=True)
 class TensorDelta:
     """The change of one tensor of `shape`; low rank needs a matrix.  Raises IntegrityError when a part does not fit."""
 
@@ -58,17 +67,20 @@ class TensorDelta:
     shape: tuple[int, ...]
     sparse: SparsePart | None = None
     low_rank: LowRankPart | None = None
+    exact: ExactPart | None = None
 
     def __post_init__(self) -> None:
         size = int(np.prod(self.shape, dtype=object)) if self.shape else 1
         if not (0 < len(self.shape) <= MAX_DIMS and 0 < size <= MAX_TENSOR_ELEMENTS):
             raise IntegrityError(f"{self.name} has an impossible shape: got {self.shape}")
-        if self.sparse is None and self.low_rank is None:
-            raise IntegrityError(f"{self.name} has no change: expected a sparse or a low-rank part")
+        if self.sparse is None and self.low_rank is None and self.exact is None:
+            raise IntegrityError(f"{self.name} has no change: expected a sparse or a low-rank part, or corrections")
         if self.sparse is not None:
             self._check_sparse(self.sparse, size)
         if self.low_rank is not None:
             self._check_low_rank(self.low_rank)
+        if self.exact is not None:
+            self._check_exact(self.exact, size)
 
     def _check_sparse(self, part: SparsePart, size: int) -> None:
         _ascending(part.index, size, f"sparse index of {self.name}")
@@ -76,6 +88,13 @@ class TensorDelta:
             raise IntegrityError(f"sparse steps of {self.name} do not match the index: expected {part.index.size} int16")
         if int(np.abs(part.q).max()) > MAX_SQUASH_STEP or (part.q == 0).any():
             raise IntegrityError(f"sparse steps of {self.name} out of range: expected 1 <= |q| <= {MAX_SQUASH_STEP}")
+
+    def _check_exact(self, part: ExactPart, size: int) -> None:
+        _ascending(part.index, size, f"index of corrections of {self.name}")
+        if part.difference.dtype != np.int64 or part.difference.shape != part.index.shape or part.index.size == 0:
+            raise IntegrityError(f"corrections of {self.name} do not match their index: expected {part.index.size} int64, 1 at least")
+        if (part.difference == 0).any() or int(np.abs(part.difference).max()) > 1 << 31:
+            raise IntegrityError(f"corrections of {self.name} out of range: expected 1 <= |difference| <= 2^31")
 
     def _check_low_rank(self, part: LowRankPart) -> None:
         if len(self.shape) != 2:
@@ -91,7 +110,8 @@ class TensorDelta:
 
 @dataclass(frozen=True)
 class Delta:
-    """Changes of named parameters, plus `info` (JSON: locality, metrics, gate, provenance)."""
+    """Changes of named parameters, plus `info` (JSON: locality, metrics, gate, provenance).  Corrections of stored bits belong to a
+    patch's deployed tensors and are refused here."""
 
     tensors: tuple[TensorDelta, ...]
     info: Mapping[str, Any] = field(default_factory=dict)
@@ -100,6 +120,8 @@ class Delta:
         names = [t.name for t in self.tensors]
         if len(set(names)) != len(names) or not 0 < len(names) <= MAX_TENSORS:
             raise IntegrityError(f"delta has duplicate names or a wrong number of tensors: got {len(names)}")
+        if any(t.exact is not None for t in self.tensors):
+            raise IntegrityError("delta has corrections: expected none, they belong to the deployed tensors of a patch")
 
     def save(self, path: Path) -> None:
         """Write the `.delta` file durably; the same Delta always gives the same bytes."""

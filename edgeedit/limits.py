@@ -14,6 +14,7 @@ MAX_NAME_BYTES = 512  # bytes (UTF-8) of a tensor or section name
 MAX_DIMS = 8  # dimensions of a tensor
 MAX_TENSOR_ELEMENTS = 1 << 28  # elements of one tensor (1 GiB as fp32)
 MAX_RANK = 1024  # rank of one low-rank part; keeps int8 x int8 sums below 2^24
+MAX_DENSE_ELEMENTS = 1 << 16  # elements of a tensor whose steps are all listed
 MAX_STEP = 127  # |q| of an edit
 MAX_SQUASH_STEP = 255  # |q| of a squash
 MAX_SCALE_BITS = 16  # significant bits of a sparse step s, so that s*q is exact in fp32

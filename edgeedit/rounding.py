@@ -10,6 +10,9 @@ summation order can change a bit.  A non-finite result is refused.
 An int8 tensor holds codes (weight = scale * code): there the change is `code + q` in the integers, without step (it is 1) and
 without low-rank part, and a sum outside -128..127 is refused; whoever makes the patch chooses codes that fit.  bfloat16 is
 carried as uint16.
+
+Corrections come last, on the bits of what the rule gave: bits + difference, modulo 2^16 or 2^32.  Only a squash has them, where no
+integers repeat what a chain of roundings made.  int8 codes have none.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeedit.delta import LowRankPart, SparsePart, TensorDelta
+from edgeedit.delta import ExactPart, LowRankPart, SparsePart, TensorDelta
 from edgeedit.errors import InputError, IntegrityError
 from edgeedit.limits import MAX_SCALE_BITS, MAX_SCALE_EXP, MIN_SCALE_EXP
 
@@ -98,12 +101,26 @@ def apply_delta(old: Array, delta: TensorDelta) -> Array:
     result = np.where(touched, new, old)
     if not finite(new[touched]).all():
         raise IntegrityError(f"delta makes {delta.name} not finite: expected finite weights")
+    if delta.exact is not None:
+        correct(result, delta.exact, delta.name)
     return result
 
 
+def correct(made: Array, part: ExactPart, name: str) -> None:
+    """Add corrections to the stored bits of `made` (C order, float32, float16 or bfloat16 as uint16) in place; raises IntegrityError
+    when a position lies outside or a corrected weight is not finite."""
+    if made.dtype == np.int8 or int(part.index[-1]) >= made.size:
+        raise IntegrityError(f"corrections do not fit {name}: expected positions inside {made.shape} floats, got {made.dtype}")
+    word = np.dtype(f"u{made.dtype.itemsize}")
+    bits = made.reshape(-1).view(word)
+    bits[part.index] += (part.difference & np.iinfo(word).max).astype(word)
+    if not finite(made.reshape(-1)[part.index]).all():
+        raise IntegrityError(f"corrections make {name} not finite: expected finite weights")
+
+
 def _add_codes(old: Array, delta: TensorDelta) -> Array:
-    if delta.low_rank is not None or (delta.sparse is not None and delta.sparse.step != 1.0):
-        raise IntegrityError(f"delta does not fit {delta.name}: expected integers with step 1 for int8 codes")
+    if delta.exact is not None or delta.low_rank is not None or (delta.sparse is not None and delta.sparse.step != 1.0):
+        raise IntegrityError(f"delta does not fit {delta.name}: expected integers with step 1 alone for int8 codes")
     codes = old.astype(np.int32)
     if delta.sparse is not None:
         codes.reshape(-1)[delta.sparse.index] += delta.sparse.q
@@ -119,13 +136,16 @@ def changed_elements(delta: TensorDelta) -> Array:
         declared.reshape(-1)[delta.sparse.index] = True
     if delta.low_rank is not None:
         declared[np.ix_(delta.low_rank.rows, delta.low_rank.cols)] = True
+    if delta.exact is not None:
+        declared.reshape(-1)[delta.exact.index] = True
     return declared
 
 
 def transpose_delta(delta: TensorDelta, name: str) -> TensorDelta:
-    """The same change for the transposed matrix, under the deployed `name`; indices are re-sorted."""
-    if len(delta.shape) != 2:
-        raise InputError(f"cannot transpose {delta.name}: expected 2 dimensions, got {len(delta.shape)}")
+    """The same change for the transposed matrix, under the deployed `name`; indices are re-sorted.  Raises InputError for anything
+    but a parameter's change of a matrix."""
+    if len(delta.shape) != 2 or delta.exact is not None:
+        raise InputError(f"cannot transpose {delta.name}: expected 2 dimensions and no corrections, got {len(delta.shape)}")
     height, width = delta.shape
     sparse, low_rank = None, None
     if delta.sparse is not None:

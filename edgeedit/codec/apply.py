@@ -15,9 +15,9 @@ import numpy as np
 
 from edgeedit.codec import _core
 from edgeedit.codec.density import as_matrix
-from edgeedit.delta import LowRankPart, SparsePart, TensorDelta
+from edgeedit.delta import ExactPart, LowRankPart, SparsePart, TensorDelta
 from edgeedit.errors import IntegrityError
-from edgeedit.rounding import check_scale
+from edgeedit.rounding import check_scale, correct
 
 Array = np.ndarray[Any, Any]
 # Numbers are those of edgeedit::Dtype in core.h; bfloat16 is carried as uint16.
@@ -47,14 +47,21 @@ def apply_delta(old: Array, delta: TensorDelta) -> Array:
     if delta.low_rank is not None:
         check_scale(delta.low_rank.scale, power_of_two=True)
     height, width = delta.shape if len(delta.shape) == 2 else (1, old.size)
-    new = np.empty_like(old, order="C", subok=False)
-    status = _core.apply(_DTYPES[old.dtype], _octets(old), _octets(new), height, width, _sparse(delta.sparse), _low_rank(delta.low_rank))
-    _raise(status, delta.name)
+    if delta.sparse is None and delta.low_rank is None:
+        new = np.array(old, order="C", subok=False)
+    else:
+        new = np.empty_like(old, order="C", subok=False)
+        parts = _sparse(delta.sparse), _low_rank(delta.low_rank)
+        _raise(_core.apply(_DTYPES[old.dtype], _octets(old), _octets(new), height, width, *parts), delta.name)
+    if delta.exact is not None:
+        correct(new, delta.exact, delta.name)
     return new
 
 
-def apply_coded(old: Array, name: str, section: bytes | memoryview, step: float, low_rank: LowRankPart | None = None) -> Array:
-    """The new tensor as `apply_delta` makes it, straight from a sparse section (and the low-rank part of the same matrix): one pass, and
+def apply_coded(
+    old: Array, name: str, section: bytes | memoryview, step: float, low_rank: LowRankPart | None = None, exact: ExactPart | None = None
+) -> Array:
+    """The new tensor as `apply_delta` makes it, straight from a sparse section (and the other parts of the same tensor): one pass, and
     beside the result no memory that grows with the number of entries.  `old` as there; raises IntegrityError as there, and when
     the section is damaged."""
     _check(old, name, old.shape)
@@ -69,6 +76,8 @@ def apply_coded(old: Array, name: str, section: bytes | memoryview, step: float,
         _DTYPES[old.dtype], _octets(old), _octets(new), rows, cols, data, step, _low_rank(low_rank), workspace
     )  # fmt: skip
     _raise(status, name)
+    if exact is not None:
+        correct(new, exact, name)
     return new
 
 

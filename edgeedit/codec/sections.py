@@ -1,8 +1,10 @@
-"""Byte sections of a patch, format v1: a sparse part and a low-rank part as bytes and back.
+"""Byte sections of a patch, format v1: a sparse part, a low-rank part and corrections as bytes and back.
 
     sparse    the coder of edgeedit/codec/density.py
+    dense     the same part of a small tensor: q of every element (0: no entry), as planes of 2 bytes (edgeedit/codec/planes.py)
     low rank  u32 rank | u32 rows | u32 columns | u32 flags (1 all rows, 2 all columns) | u32 length | zlib(payload)
     payload   u32 row indices unless all rows | u32 column indices unless all columns | int8 A | int8 B
+    exact     u32 length | positions, as a sparse section whose steps are all 1 | differences, as planes of the dtype's bytes
 
 All integers are little-endian.  Steps and scales are not here: they are in the manifest.
 Guarantees: whatever the bytes, a decoder returns a valid part or raises IntegrityError; the size of everything is known and
@@ -17,13 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from edgeedit.codec import density
+from edgeedit.codec import density, planes
 from edgeedit.delta import TensorDelta
 from edgeedit.errors import IntegrityError
-from edgeedit.limits import MAX_DIMS, MAX_PATCH_BYTES, MAX_RANK, MAX_TENSOR_ELEMENTS
+from edgeedit.limits import MAX_DENSE_ELEMENTS, MAX_DIMS, MAX_PATCH_BYTES, MAX_RANK, MAX_SQUASH_STEP, MAX_TENSOR_ELEMENTS
 
 Array = np.ndarray[Any, Any]
 _LOW_RANK_HEAD = struct.Struct("<IIIII")
+_EXACT_HEAD = struct.Struct("<I")
 _ALL_ROWS, _ALL_COLS = 1, 2
 _LEVEL = 9
 
@@ -44,6 +47,54 @@ def decode_sparse(data: bytes | memoryview, shape: tuple[int, ...]) -> tuple[Arr
     if not 0 < len(view) <= MAX_PATCH_BYTES:
         raise IntegrityError(f"sparse section has a wrong length: expected 1..{MAX_PATCH_BYTES} bytes, got {len(view)}")
     return density.decode(view, shape)
+
+
+def encode_dense(delta: TensorDelta) -> bytes:
+    """The sparse part of a small tensor with the step of every element; raises IntegrityError when it has none or is too large."""
+    part, size = delta.sparse, _elements(delta.shape)
+    if part is None or size > MAX_DENSE_ELEMENTS:
+        raise IntegrityError(
+            f"{delta.name} has no dense section: expected a sparse part and at most {MAX_DENSE_ELEMENTS} elements, got {size}"
+        )
+    steps = np.zeros(size, np.int64)
+    steps[part.index] = part.q
+    return planes.pack(steps, 2)
+
+
+def decode_dense(data: bytes | memoryview, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """The positions (int64, ascending) and steps (int16) of a dense section for a tensor of `shape`; raises IntegrityError."""
+    size = _elements(shape)
+    if size > MAX_DENSE_ELEMENTS:
+        raise IntegrityError(f"dense section does not fit {shape}: expected at most {MAX_DENSE_ELEMENTS} elements, got {size}")
+    steps = planes.unpack(data, size, 2, "dense section")
+    if not steps.any() or int(np.abs(steps).max()) > MAX_SQUASH_STEP:
+        raise IntegrityError(f"dense section has wrong steps: expected |q| <= {MAX_SQUASH_STEP}, not all 0")
+    index = np.flatnonzero(steps).astype(np.int64)
+    return index, steps[index].astype(np.int16)
+
+
+def encode_exact(delta: TensorDelta, item_bytes: int) -> bytes:
+    """The corrections of `delta` for a dtype of `item_bytes` (2 or 4); raises IntegrityError when it has none."""
+    part = delta.exact
+    if part is None:
+        raise IntegrityError(f"{delta.name} has no corrections: expected some to encode")
+    positions = density.encode(part.index, np.ones(part.index.size, np.int16), delta.shape)
+    return _EXACT_HEAD.pack(len(positions)) + positions + planes.pack(part.difference, item_bytes)
+
+
+def decode_exact(data: bytes | memoryview, shape: tuple[int, ...], item_bytes: int) -> tuple[Array, Array]:
+    """The positions (int64, ascending) and differences (int64, not 0) of corrections for a tensor of `shape` whose elements have
+    `item_bytes`; raises IntegrityError."""
+    (length,), body = _open(data, _EXACT_HEAD, "corrections")
+    if not 0 < length < len(body):
+        raise IntegrityError(f"corrections have a wrong length: expected 1..{len(body) - 1} bytes of positions, got {length}")
+    index, ones = decode_sparse(body[:length], shape)
+    if (ones != 1).any():
+        raise IntegrityError("corrections have wrong positions: expected steps of 1 alone")
+    differences = planes.unpack(body[length:], index.size, item_bytes, "corrections")
+    if not differences.all():
+        raise IntegrityError("corrections have a wrong difference: expected none of 0")
+    return index, differences
 
 
 def encode_low_rank(delta: TensorDelta) -> bytes:

@@ -15,6 +15,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from edgeedit.bundle import Bundle
+from edgeedit.codec.probes import round_probes
 from edgeedit.delta import Delta
 from edgeedit.deploy.codes import Survival
 from edgeedit.deploy.lower import lower
@@ -83,6 +84,7 @@ def pack(
         former, expected = (deployed_expectations(encoder, bundle, {**base, **new}) for new in ({}, lowered.new))
     else:
         former, expected = (expectations(encoder, change, bundle) for change in (None, delta))
+    expected = round_probes(expected, bundle.tolerance)  # before it is judged: the device compares with what the patch carries
     check_probes(former, expected, bundle.tolerance)
     provenance = {**{k: v for k, v in delta.info.items() if k not in ("verdicts", "locality", "shift")}, "gate": gate}
     if lowered.survival:

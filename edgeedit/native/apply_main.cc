@@ -127,10 +127,19 @@ void keep_the_bundle(const Bundle& bundle, const std::string& out) {
   if (same) throw Failure(kRefused, "cannot write " + out + ": expected another file, got the bundle's own weights", "a bundle is immutable");
 }
 
+// A file that is too large for a key is the caller's mistake, not a damaged patch.
+std::string read_key(const std::string& path) {
+  try {
+    return read_file(path, 65536);
+  } catch (const Failure& failure) {
+    throw Failure(kInput, failure.message, "give a .pub file");
+  }
+}
+
 void run(const Arguments& arguments) {
   if (arguments.trust.empty()) throw Failure(kIntegrity, "no trusted key: expected at least one --trust, got none", "give the signer's public key");
   std::vector<RawKey> trusted;
-  for (const std::string& path : arguments.trust) trusted.push_back(key_from_pem(read_file(path, 65536)));
+  for (const std::string& path : arguments.trust) trusted.push_back(key_from_pem(read_key(path)));
   std::vector<Patch> chain;
   for (const std::string& path : arguments.patches) chain.emplace_back(read_file(path, MAX_PATCH_BYTES), trusted);
   const Bundle bundle(arguments.bundle);

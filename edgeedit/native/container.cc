@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <optional>
 
 #include "failure.h"
 #include "limits.h"
@@ -108,7 +109,7 @@ Patch::Patch(std::string data, const std::vector<RawKey>& trusted, bool allow_te
   const Header header = read_header(data_);
   signers_ = verified_signers(data_, header, trusted, allow_test_keys);
   payload_ = kHeaderBytes + header.manifest_bytes;
-  manifest_ = parse_manifest(std::string_view(data_).substr(kHeaderBytes, header.manifest_bytes), data_.size() - payload_);
+  manifest_ = parse_manifest(plain_manifest(std::string_view(data_).substr(kHeaderBytes, header.manifest_bytes)), data_.size() - payload_);
   for (std::size_t i = 0; i < manifest_.sections.size(); ++i) {
     const std::string_view bytes = section(i);
     if (sha256_hex(bytes.data(), bytes.size()) != manifest_.sections[i].sha256) {
@@ -130,7 +131,8 @@ void Patch::apply(const PatchTensor& row, const void* old, void* out) const {
 }
 
 void Patch::apply_known(const PatchTensor& row, const void* old, void* out) const {
-  apply_sections(row, row.sparse ? section(*row.sparse) : std::string_view(), row.low_rank ? section(*row.low_rank) : std::string_view(), old, out);
+  const auto bytes_of = [this](const std::optional<std::size_t>& index) { return index ? section(*index) : std::string_view(); };
+  apply_sections(row, {bytes_of(row.sparse), bytes_of(row.dense), bytes_of(row.low_rank), bytes_of(row.exact)}, old, out);
   const std::string got = sha256_hex(out, row.bytes());
   if (got != row.after) {
     refuse("tensor " + row.name + " came out wrong: expected digest " + row.after.substr(0, 12) + ", got " + got.substr(0, 12));

@@ -16,6 +16,7 @@ constexpr std::size_t MAX_NAME_BYTES = 512;
 constexpr std::size_t MAX_DIMS = 8;
 constexpr std::uint64_t MAX_TENSOR_ELEMENTS = std::uint64_t{1} << 28;
 constexpr std::uint64_t MAX_RANK = 1024;
+constexpr std::uint64_t MAX_DENSE_ELEMENTS = std::uint64_t{1} << 16;
 constexpr int MAX_SQUASH_STEP = 255;
 constexpr int MAX_SCALE_BITS = 16;
 constexpr int MIN_SCALE_EXP = -60;

@@ -1,8 +1,11 @@
 #include "manifest.h"
 
+#include <zlib.h>
+
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <cstring>
 #include <initializer_list>
 #include <map>
 #include <set>
@@ -139,25 +142,33 @@ std::vector<std::uint64_t> shape(const Json& value, const std::string& what) {
 }
 
 PatchTensor tensor(const Json& row, Free& free) {
-  closed(row, "tensor row", {"name", "dtype", "shape", "before", "after", "step", "sparse", "scale", "low_rank"});
+  closed(row, "tensor row", {"name", "dtype", "shape", "before", "after", "step", "sparse", "dense", "scale", "low_rank", "exact"});
   PatchTensor found;
   found.name = name(field(row, "name", "tensor row"), "tensor name");
   found.shape = shape(field(row, "shape", "tensor row"), "shape of " + found.name);
   const Json *step = row.find("step"), *sparse = row.find("sparse"), *factor = row.find("scale"), *low_rank = row.find("low_rank");
-  if ((step == nullptr) != (sparse == nullptr) || (factor == nullptr) != (low_rank == nullptr) || (step == nullptr && factor == nullptr)) {
-    wrong("tensor " + found.name, "step with sparse, scale with low_rank, one part at least");
+  const Json *dense = row.find("dense"), *exact = row.find("exact");
+  const bool both = sparse != nullptr && dense != nullptr;
+  if (both || (step == nullptr) != (sparse == nullptr && dense == nullptr) || (factor == nullptr) != (low_rank == nullptr) ||
+      (step == nullptr && factor == nullptr && exact == nullptr)) {
+    wrong("tensor " + found.name, "step with sparse or dense, scale with low_rank, one part at least");
   }
   if (low_rank != nullptr && found.shape.size() != 2) wrong("shape of " + found.name, "2 dimensions for a low-rank part");
+  if (dense != nullptr && found.elements() > MAX_DENSE_ELEMENTS) {
+    wrong("shape of " + found.name, "at most " + std::to_string(MAX_DENSE_ELEMENTS) + " elements for a dense part");
+  }
   found.dtype = dtype(field(row, "dtype", "tensor row"), "dtype of " + found.name);
   found.before = digest(field(row, "before", "tensor row"), "digest of " + found.name + " before");
   found.after = digest(field(row, "after", "tensor row"), "digest of " + found.name + " after");
-  if (found.dtype == "int8" && (low_rank != nullptr || step->text != "0x1.0000000000000p+0")) {
-    wrong("int8 tensor " + found.name, "integers with step 0x1.0000000000000p+0 and no low-rank part");
+  if (found.dtype == "int8" && (low_rank != nullptr || exact != nullptr || step->text != "0x1.0000000000000p+0")) {
+    wrong("int8 tensor " + found.name, "integers with step 0x1.0000000000000p+0 alone");
   }
   if (step != nullptr) found.step = scale(*step, "step of " + found.name, MAX_SCALE_BITS);
   if (factor != nullptr) found.scale = scale(*factor, "scale of " + found.name, 1);
   if (sparse != nullptr) found.sparse = take(free, *sparse, "sparse part of " + found.name);
   if (low_rank != nullptr) found.low_rank = take(free, *low_rank, "low-rank part of " + found.name);
+  if (dense != nullptr) found.dense = take(free, *dense, "dense part of " + found.name);
+  if (exact != nullptr) found.exact = take(free, *exact, "corrections of " + found.name);
   return found;
 }
 
@@ -178,11 +189,12 @@ bool positive_decimal(std::string_view text) {
 }
 
 void check_probe(const Json& row, Free& free) {
-  closed(row, "probe table", {"count", "width", "tolerance", "section"});
+  closed(row, "probe table", {"count", "width", "tolerance", "section", "step"});
   const std::uint64_t count = integer(field(row, "count", "probe table"), "number of probes", 1, MAX_PROBES);
   (void)integer(field(row, "width", "probe table"), "width of probes", 1, static_cast<std::uint64_t>(MAX_PROBE_VALUES) / count);
   const Json& tolerance = field(row, "tolerance", "probe table");
   if (tolerance.kind != Kind::kString || !positive_decimal(tolerance.text)) wrong("probe tolerance", "a positive decimal string");
+  if (const Json* step = row.find("step")) (void)scale(*step, "step of probes", 1);
   (void)take(free, field(row, "section", "probe table"), "section of probes");
 }
 
@@ -206,6 +218,30 @@ std::uint64_t item_bytes(std::string_view word) {
 
 bool is_digest(std::string_view text) {
   return text.size() == 64 && std::all_of(text.begin(), text.end(), [](char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); });
+}
+
+std::string plain_manifest(std::string_view stored) {
+  if (stored.empty() || stored[0] != '\x78') return std::string(stored);  // no JSON begins with it
+  z_stream stream;
+  std::memset(&stream, 0, sizeof(stream));
+  if (inflateInit(&stream) != Z_OK) throw Failure(kRefused, "memory is short: cannot unpack the manifest", "stop other programs");
+  stream.next_in = reinterpret_cast<Bytef*>(const_cast<char*>(stored.data()));
+  stream.avail_in = static_cast<uInt>(stored.size());
+  std::string data;
+  int status = Z_OK;
+  while (status == Z_OK && data.size() <= MAX_MANIFEST_BYTES) {
+    const std::size_t start = data.size();
+    data.resize(start + 65536);
+    stream.next_out = reinterpret_cast<Bytef*>(&data[start]);
+    stream.avail_out = 65536;
+    status = inflate(&stream, Z_NO_FLUSH);
+    data.resize(data.size() - stream.avail_out);
+    if (status == Z_OK && stream.avail_out != 0) status = Z_BUF_ERROR;  // the input ends before the stream
+  }
+  const bool whole = status == Z_STREAM_END && stream.avail_in == 0 && data.size() <= MAX_MANIFEST_BYTES;
+  inflateEnd(&stream);
+  if (!whole) wrong("manifest", "one zlib stream of at most " + std::to_string(MAX_MANIFEST_BYTES) + " bytes");
+  return data;
 }
 
 Manifest parse_manifest(std::string_view data, std::uint64_t payload_bytes) {

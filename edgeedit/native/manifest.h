@@ -27,10 +27,12 @@ struct PatchTensor {
   std::vector<std::uint64_t> shape;
   std::string before;
   std::string after;
-  float step = 0;   // of the sparse part
+  float step = 0;   // of the sparse or dense part
   float scale = 0;  // of the low-rank part
-  std::optional<std::size_t> sparse;    // index into Manifest::sections
+  std::optional<std::size_t> sparse;  // index into Manifest::sections
+  std::optional<std::size_t> dense;
   std::optional<std::size_t> low_rank;
+  std::optional<std::size_t> exact;
 
   std::uint64_t elements() const;
   std::uint64_t bytes() const;
@@ -50,6 +52,9 @@ Dtype core_dtype(std::string_view word);
 std::uint64_t item_bytes(std::string_view word);
 
 bool is_digest(std::string_view text);
+
+// The JSON bytes of a stored manifest, which may be one zlib stream (FORMAT 3); only for bytes whose signature was verified.
+std::string plain_manifest(std::string_view stored);
 
 Manifest parse_manifest(std::string_view data, std::uint64_t payload_bytes);
 

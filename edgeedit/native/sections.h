@@ -1,4 +1,4 @@
-// Payload sections (FORMAT 6 and 7) as numbers, and the change of one tensor.
+// Payload sections (FORMAT 6 to 10) as numbers, and the change of one tensor.
 // Guarantees: every size is known before anything is allocated; whatever the bytes, the result is a legal part or a Failure.
 #ifndef EDGEEDIT_NATIVE_SECTIONS_H_
 #define EDGEEDIT_NATIVE_SECTIONS_H_
@@ -21,8 +21,16 @@ struct LowRankPart {
 
 LowRankPart decode_low_rank(std::string_view section, std::uint64_t height, std::uint64_t width);
 
+// The sections of one tensor; those that its row does not have are ignored.
+struct TensorSections {
+  std::string_view sparse;
+  std::string_view dense;
+  std::string_view low_rank;
+  std::string_view exact;
+};
+
 // Decodes the parts that `row` has and writes the new tensor; `old` and `out` have row.bytes() bytes.  Checks no digest.
-void apply_sections(const PatchTensor& row, std::string_view sparse, std::string_view low_rank, const void* old, void* out);
+void apply_sections(const PatchTensor& row, const TensorSections& sections, const void* old, void* out);
 
 }  // namespace edgeedit::native
 

@@ -19,8 +19,8 @@ Array = np.ndarray[Any, Any]
 
 
 def effect(delta: TensorDelta) -> Array:
-    """What a change adds before rounding: float64 `s*q + t*(A.B)` in `delta.shape`, exact, 0 elsewhere.  Elements that are
-    replaced by exact bits have no sum and keep 0 here."""
+    """What a change adds before rounding: float64 `s*q + t*(A.B)` in `delta.shape`, exact, 0 elsewhere.  Corrections of bits are no
+    part of it: what they add depends on the base."""
     total = np.zeros(delta.shape, dtype=np.float64)
     if delta.sparse is not None:
         total.reshape(-1)[delta.sparse.index] = delta.sparse.step * delta.sparse.q.astype(np.float64)
@@ -99,7 +99,7 @@ def _diff_row(name: str, a: TensorDelta | None, b: TensorDelta | None) -> dict[s
     masks = [np.zeros(shape, dtype=bool) if delta is None else changed_elements(delta) for delta in (a, b)]
     sums = [np.zeros(shape) if delta is None else effect(delta) for delta in (a, b)]
     both = masks[0] & masks[1]
-    differ = both & (sums[0] != sums[1])
+    differ = both & ((sums[0] != sums[1]) | (_corrections(a, shape) != _corrections(b, shape)))
     row: dict[str, Any] = {
         "name": name,
         "in": "both" if a is not None and b is not None else "a" if a is not None else "b",
@@ -111,8 +111,17 @@ def _diff_row(name: str, a: TensorDelta | None, b: TensorDelta | None) -> dict[s
     }
     for side, delta in (("a", a), ("b", b)):
         row[f"step_{side}"] = delta.sparse.step if delta is not None and delta.sparse is not None else None
+        row[f"corrections_{side}"] = int(delta.exact.index.size) if delta is not None and delta.exact is not None else 0
         row[f"rank_{side}"] = int(delta.low_rank.a.shape[1]) if delta is not None and delta.low_rank is not None else 0
     return row
+
+
+def _corrections(delta: TensorDelta | None, shape: tuple[int, ...]) -> Array:
+    """Difference of bits by element, int64; 0 where nothing is corrected."""
+    found = np.zeros(shape, dtype=np.int64)
+    if delta is not None and delta.exact is not None:
+        found.reshape(-1)[delta.exact.index] = delta.exact.difference
+    return found
 
 
 def _conflict_row(name: str, a: TensorDelta, b: TensorDelta) -> dict[str, Any]:

@@ -1,11 +1,11 @@
 """`fit_change`: the cheapest legal change that turns one given tensor into another, bit for bit (the heart of `squash`).
 
-    residual = new - old - t*(A.B);  q = nearest(residual / s);  where the rounding rule still misses: exact bits
+    residual = new - old - t*(A.B);  q = nearest(residual / s);  where the rounding rule still misses: corrections of its bits
 
 A sum of rounded steps is not the rounded sum, so no choice of integers alone repeats a chain.  Instead of adding up q, this
-takes the chain's RESULT as the target, tries the steps and low-rank parts that the chain offers, and replaces what is missed.
-Guarantees: rule + corrections give `new` bit for bit for every candidate; the cheapest by estimated bits is returned,
-one without corrections where there is one (the format cannot carry them).
+takes the chain's RESULT as the target, tries the steps and low-rank parts that the chain offers, and corrects what is missed: on top
+of the nearest q (a difference of a unit or two in the last place) or in its place (a larger difference, no q), whichever is cheaper.
+Guarantees: rule + corrections give `new` bit for bit for every candidate; the cheapest by estimated bits is returned.
 Does not encode anything, and knows no names.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from edgeedit.bundle import DTYPES
-from edgeedit.delta import LowRankPart, SparsePart, TensorDelta
+from edgeedit.delta import ExactPart, LowRankPart, SparsePart, TensorDelta
 from edgeedit.errors import InputError
 from edgeedit.limits import MAX_RANK, MAX_SQUASH_STEP, MAX_STEP, MIN_SCALE_EXP
 from edgeedit.rounding import finite, low_rank_product, narrow, widen
@@ -30,13 +30,12 @@ _FINER = (0, 1, 2, 3, 4, 5)  # power-of-two steps tried: the grid of the typical
 
 @dataclass(frozen=True)
 class Fit:
-    """A change of one tensor: parts of the rounding rule (or None), then `bits` (uint16 or uint32, as the dtype is wide) put at
-    flat positions `index` (int64, ascending).  `cost` is the estimate in bits by which it was chosen."""
+    """A change of one tensor: parts of the rounding rule and corrections, None where there is none.  `cost` is the estimate in bits by
+    which it was chosen."""
 
     sparse: SparsePart | None
     low_rank: LowRankPart | None
-    index: Array
-    bits: Array
+    exact: ExactPart | None
     cost: float
 
 
@@ -50,8 +49,8 @@ def fit_change(old: Array, new: Array, parts: Sequence[TensorDelta]) -> Fit | No
     if old.dtype == np.int8:
         return _fit_codes(old, new)
     lows: list[LowRankPart | None] = [None, *_low_rank_candidates([part.low_rank for part in parts if part.low_rank is not None])]
-    fits = [_fit(old, new, low, step) for low in lows for step in (None, *_steps(old, new, parts))]
-    return min(fits, key=lambda fit: (fit.index.size > 0, fit.cost))
+    fits = [fit for low in lows for step in (None, *_steps(old, new, parts)) for fit in _fits(old, new, low, step)]
+    return min(fits, key=lambda fit: fit.cost)
 
 
 def _bits(array: Array) -> Array:
@@ -84,7 +83,7 @@ def _fit_codes(old: Array, new: Array) -> Fit:
     change = new.astype(np.int16).reshape(-1) - old.astype(np.int16).reshape(-1)
     index = np.flatnonzero(change).astype(np.int64)
     sparse = SparsePart(index, change[index], 1.0)
-    return Fit(sparse, None, np.zeros(0, np.int64), np.zeros(0, np.uint8), _cost(old.size, sparse, None, 0, 8))
+    return Fit(sparse, None, None, _cost(old.size, sparse, None, None))
 
 
 def _low_rank_candidates(parts: Sequence[LowRankPart]) -> list[LowRankPart]:
@@ -131,7 +130,8 @@ def _spread(part: LowRankPart, exponent: int) -> tuple[Array, Array]:
     return a, b
 
 
-def _fit(old: Array, new: Array, low: LowRankPart | None, step: float | None) -> Fit:
+def _fits(old: Array, new: Array, low: LowRankPart | None, step: float | None) -> list[Fit]:
+    """Both ways to correct what `low` and `step` miss; one where there is no step."""
     target = _bits(new)
     before = widen(old).reshape(-1)
     product = np.zeros(old.shape, dtype=np.float32)
@@ -149,15 +149,25 @@ def _fit(old: Array, new: Array, low: LowRankPart | None, step: float | None) ->
             wish = (widen(new.reshape(-1)[work]).astype(np.float64) - before[work] - product[work]) / step
         q = np.rint(np.clip(np.nan_to_num(wish), -MAX_SQUASH_STEP, MAX_SQUASH_STEP)).astype(np.int64)
     made = _rule(old.reshape(-1)[work], before[work], q, step or 0.0, product[work], touched[work])
-    missed = _bits(made) != target[work]
-    q[missed] = 0  # its bits are given anyway
-    # A non-finite sum is refused by the rule even where bits follow; dropping q settles that for the sparse part.
-    index, chosen = work[missed], np.flatnonzero(q)
-    sparse = SparsePart(work[chosen], q[chosen].astype(np.int16), step) if step is not None and chosen.size else None
-    cost = _cost(old.size, sparse, low, index.size, 8 * old.dtype.itemsize)
-    if low is not None and not finite(_rule(old.reshape(-1)[work], before[work], q, step or 0.0, product[work], touched[work])).all():
-        cost = math.inf
-    return Fit(sparse, low, index, target[index], cost)
+    missed, found = _bits(made) != target[work], []
+    for drop in [missed & ~finite(made), missed] if missed.any() and step is not None else [missed]:
+        # A non-finite sum is refused by the rule even where a correction follows; dropping q settles that for the sparse part.
+        kept = np.where(drop, 0, q)
+        made = _rule(old.reshape(-1)[work], before[work], kept, step or 0.0, product[work], touched[work])
+        chosen = np.flatnonzero(kept)
+        sparse = SparsePart(work[chosen], kept[chosen].astype(np.int16), step) if step is not None and chosen.size else None
+        exact = _corrections(made, target[work], work)
+        found.append(Fit(sparse, low, exact, _cost(old.size, sparse, low, exact) if finite(made).all() else math.inf))
+    return found
+
+
+def _corrections(made: Array, target: Array, index: Array) -> ExactPart | None:
+    """What must be added to the bits of `made` at flat positions `index`: the signed difference of least magnitude."""
+    width = 8 * made.dtype.itemsize
+    difference = target.astype(np.int64) - _bits(made).astype(np.int64)
+    difference = (difference + (1 << (width - 1))) % (1 << width) - (1 << (width - 1))
+    missed = np.flatnonzero(difference)
+    return ExactPart(index[missed], difference[missed]) if missed.size else None
 
 
 def _rule(old: Array, before: Array, q: Array, step: float, product: Array, in_low_rank: Array) -> Array:
@@ -168,15 +178,22 @@ def _rule(old: Array, before: Array, q: Array, step: float, product: Array, in_l
     return result
 
 
-def _cost(size: int, sparse: SparsePart | None, low: LowRankPart | None, corrections: int, width: int) -> float:
-    """Estimated bits: positions by entropy, steps by their order-0 entropy, factors and exact bits as they are."""
-    bits = _positions(size, corrections) + width * corrections
+def _cost(size: int, sparse: SparsePart | None, low: LowRankPart | None, exact: ExactPart | None) -> float:
+    """Estimated bits: positions by entropy, steps and the bytes of corrections by their order-0 entropy, factors as they are."""
+    bits = 0.0
+    if exact is not None:
+        zigzag = np.where(exact.difference < 0, -2 * exact.difference - 1, 2 * exact.difference)
+        bits += _positions(size, exact.index.size) + sum(_entropy(zigzag >> shift & 255) for shift in (0, 8, 16, 24))
     if sparse is not None:
-        _, counts = np.unique(sparse.q, return_counts=True)
-        bits += _positions(size, sparse.index.size) + float((counts * np.log2(sparse.index.size / counts)).sum()) + 16 * counts.size
+        bits += _positions(size, sparse.index.size) + _entropy(sparse.q) + 16 * np.unique(sparse.q).size
     if low is not None:
         bits += 8 * (low.a.size + low.b.size)
     return bits
+
+
+def _entropy(values: Array) -> float:
+    _, counts = np.unique(values, return_counts=True)
+    return float((counts * np.log2(values.size / counts)).sum())
 
 
 def _positions(size: int, count: int) -> float:

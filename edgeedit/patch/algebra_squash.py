@@ -1,8 +1,8 @@
 """`squash`: one patch from a chain's parent to the chain's result, with the same fingerprints, so later patches fit both lineages.
 
 Guarantees: the new tensors are computed once more by the core from the patch that was built, and must have the chain's digests;
-nothing is written unless they have and the squash is smaller than the chain.  The format has no place for exact bits:
-a chain that integers alone cannot repeat is refused, with the figures.  Does not judge the edit: the weights are the chain's.
+nothing is written unless they have and the squash is smaller than the chain.  What integers alone cannot repeat, because a chain
+rounds after every patch, is carried as corrections of bits.  Does not judge the edit: the weights are the chain's.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Squashed:
-    """A squash: bytes of the patch file, its SHA-256, parent and result, bytes of the chain, elements that carry a step."""
+    """A squash: bytes of the patch file, its SHA-256, parent and result, bytes of the chain, elements that carry a step, elements
+    whose bits are corrected."""
 
     data: bytes
     digest: str
@@ -39,6 +40,7 @@ class Squashed:
     result: str
     chain_bytes: int
     changed: int
+    corrected: int
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON object without the bytes."""
@@ -49,13 +51,14 @@ class Squashed:
             "bytes": len(self.data),
             "chain_bytes": self.chain_bytes,
             "changed": self.changed,
+            "corrected": self.corrected,
         }
 
 
 def squash(bundle: Bundle, earlier: Sequence[Patch], chain: Sequence[Patch], keys: Sequence[Ed25519PrivateKey]) -> Squashed:
     """One patch that does what `chain` does; `earlier` patches lead from the Bundle to the chain's parent.
 
-    Raises InputError (2) for a chain of one, of no effect, that integers cannot repeat, or when the squash is not smaller;
+    Raises InputError (2) for a chain of one, of no effect, or when the squash is not smaller;
     MismatchError (4) when patches and Bundle do not follow each other; IntegrityError (5) when a digest differs."""
     if len(chain) < 2:
         raise InputError(f"nothing to squash: expected at least 2 patches, got {len(chain)}")
@@ -65,18 +68,12 @@ def squash(bundle: Bundle, earlier: Sequence[Patch], chain: Sequence[Patch], key
     before: dict[str, str] = {}
     after: dict[str, str] = {}
     deltas: list[TensorDelta] = []
-    missed: dict[str, int] = {}
     for name in sorted({row.name for patch in chain for row in patch.manifest.tensors}):
         old, before[name] = follow(name, weights.__getitem__, table[name].sha256, earlier)
         new, after[name] = follow(name, {name: old}.__getitem__, before[name], chain)
         fit = fit_change(old, new, _parts(name, chain))
-        if fit is None:
-            continue
-        if fit.index.size:
-            missed[name] = int(fit.index.size)
-            continue
-        deltas.append(_checked(name, old, fit, after[name]))
-    _check_exact(missed, chain)
+        if fit is not None:
+            deltas.append(_checked(name, old, fit, after[name]))
     if not deltas:
         raise InputError("chain changes nothing: expected another result than its parent", hint="roll back to the parent instead")
     return _build(chain, keys, deltas, before, after, {delta.name: table[delta.name].dtype for delta in deltas})
@@ -92,20 +89,11 @@ def _parts(name: str, chain: Sequence[Patch]) -> list[TensorDelta]:
 
 
 def _checked(name: str, old: Array, fit: Fit, digest: str) -> TensorDelta:
-    delta = TensorDelta(name, tuple(old.shape), fit.sparse, fit.low_rank)
+    delta = TensorDelta(name, tuple(old.shape), fit.sparse, fit.low_rank, fit.exact)
     got = digest_array(apply_delta(old, delta))
     if got != digest:
         raise IntegrityError(f"squash of {name} came out wrong: expected digest {digest[:12]}, got {got[:12]}", hint="report this")
     return delta
-
-
-def _check_exact(missed: Mapping[str, int], chain: Sequence[Patch]) -> None:
-    if missed:
-        raise InputError(
-            f"chain cannot be squashed: {sum(missed.values())} elements in {len(missed)} of its tensors need exact bits, "
-            "which the format cannot carry",
-            hint=f"send the chain of {len(chain)} patches ({_size(chain)} bytes) as it is",
-        )
 
 
 def _size(chain: Sequence[Patch]) -> int:
@@ -136,10 +124,12 @@ def _build(
         provenance={**last.provenance, "squash_of": [patch.digest for patch in chain]},
     )
     data = build_patch(content, keys)
+    changed = sum(delta.sparse.index.size for delta in deltas if delta.sparse is not None)
+    corrected = sum(delta.exact.index.size for delta in deltas if delta.exact is not None)
     if len(data) >= _size(chain):
         raise InputError(
-            f"squash would not be smaller: expected less than the chain's {_size(chain)} bytes, got {len(data)}",
-            hint="send the chain as it is",
+            f"squash would not be smaller: expected less than the chain's {_size(chain)} bytes, got {len(data)} "
+            f"({changed} steps, {corrected} corrections)",
+            hint=f"send the chain of {len(chain)} patches as it is",
         )
-    changed = sum(delta.sparse.index.size for delta in deltas if delta.sparse is not None)
-    return Squashed(data, digest_bytes(data), first.parent, last.result, _size(chain), changed)
+    return Squashed(data, digest_bytes(data), first.parent, last.result, _size(chain), changed, corrected)

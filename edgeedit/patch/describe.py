@@ -42,7 +42,9 @@ def _bytes(patch: Patch) -> dict[str, int]:
         "total": len(patch.data),
         "header_and_manifest": len(patch.data) - payload,
         "sparse": sum(t.sparse.length for t in tensors if t.sparse is not None),
+        "dense": sum(t.dense.length for t in tensors if t.dense is not None),
         "low_rank": sum(t.low_rank.length for t in tensors if t.low_rank is not None),
+        "exact": sum(t.exact.length for t in tensors if t.exact is not None),
         "probes": probe.section.length,
     }
 
@@ -50,11 +52,15 @@ def _bytes(patch: Patch) -> dict[str, int]:
 def _tensor(patch: Patch, tensor: PatchTensor) -> dict[str, Any]:
     delta = patch.tensor_delta(tensor.name)
     row: dict[str, Any] = {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape)}
-    if delta.sparse is not None and tensor.sparse is not None:
-        row |= {"nnz": int(delta.sparse.index.size), "step": delta.sparse.step, "sparse_bytes": tensor.sparse.length}
-        row["bits_per_entry"] = round(8 * tensor.sparse.length / int(delta.sparse.index.size), 2)
+    coded = tensor.sparse or tensor.dense
+    if delta.sparse is not None and coded is not None:
+        kind = "sparse" if tensor.sparse is not None else "dense"
+        row |= {"nnz": int(delta.sparse.index.size), "step": delta.sparse.step, f"{kind}_bytes": coded.length}
+        row["bits_per_entry"] = round(8 * coded.length / int(delta.sparse.index.size), 2)
     if delta.low_rank is not None and tensor.low_rank is not None:
         part = delta.low_rank
         row |= {"rank": int(part.a.shape[1]), "rows": int(part.rows.size), "cols": int(part.cols.size)}
         row |= {"scale": part.scale, "low_rank_bytes": tensor.low_rank.length}
+    if delta.exact is not None and tensor.exact is not None:
+        row |= {"corrections": int(delta.exact.index.size), "exact_bytes": tensor.exact.length}
     return row | {"before": tensor.before, "after": tensor.after}

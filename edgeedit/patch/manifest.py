@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,9 @@ from typing import Any
 from edgeedit.bundle import DTYPES
 from edgeedit.errors import IntegrityError
 from edgeedit.limits import (
+    MAX_DENSE_ELEMENTS,
     MAX_DIMS,
+    MAX_MANIFEST_BYTES,
     MAX_NAME_BYTES,
     MAX_PROBE_VALUES,
     MAX_PROBES,
@@ -33,7 +36,8 @@ _DECIMAL = re.compile(r"(?=.{1,32}\Z)[0-9]+(\.[0-9]+)?(e[+-][0-9]+)?", re.ASCII)
 _KNOWN = frozenset({"parent", "result", "precision", "recipe", "tensors", "probe", "provenance", "sections"})
 _ONE = (1.0).hex()  # the step of int8 codes
 _TENSOR = frozenset({"name", "dtype", "shape", "before", "after"})
-_PARTS = frozenset({"step", "sparse", "scale", "low_rank"})
+_PARTS = frozenset({"step", "sparse", "dense", "scale", "low_rank", "exact"})
+_PACKED = b"\x78"  # first byte of a zlib stream; no JSON begins with it
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,8 @@ class Section:
 
 @dataclass(frozen=True)
 class PatchTensor:
-    """The change of one deployed tensor: digests before and after, step and section of the sparse part, scale and section of
-    the low-rank part; None where the part is absent."""
+    """The change of one deployed tensor: digests before and after, step and section of the sparse part (coded `sparse` or `dense`),
+    scale and section of the low-rank part, section of the corrections; None where the part is absent."""
 
     name: str
     dtype: str
@@ -60,16 +64,20 @@ class PatchTensor:
     scale: float | None = None
     sparse: Section | None = None
     low_rank: Section | None = None
+    dense: Section | None = None
+    exact: Section | None = None
 
 
 @dataclass(frozen=True)
 class ProbeTable:
-    """Expected outputs of the Bundle's probes: `count` x `width` float32 in `section`, compared with `tolerance` (absolute)."""
+    """Expected outputs of the Bundle's probes: `count` x `width` float32 in `section`, compared with `tolerance` (absolute); with a
+    `step` they are stored as whole multiples of it."""
 
     count: int
     width: int
     tolerance: float
     section: Section
+    step: float | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,20 @@ class Manifest:
     provenance: Mapping[str, Any]
     sections: tuple[Section, ...]
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+def plain_manifest(stored: bytes) -> bytes:
+    """The JSON bytes of a stored manifest, which may be one zlib stream (FORMAT 3); raises IntegrityError.  Only for verified bytes."""
+    if stored[:1] != _PACKED:
+        return stored
+    state = zlib.decompressobj()
+    try:
+        data = state.decompress(stored, MAX_MANIFEST_BYTES + 1)
+    except zlib.error as error:
+        raise _wrong("manifest", "a zlib stream", error) from error
+    if len(data) > MAX_MANIFEST_BYTES or not state.eof or state.unused_data:
+        raise _wrong("manifest", f"one zlib stream of at most {MAX_MANIFEST_BYTES} bytes", len(data))
+    return data
 
 
 def parse_manifest(data: bytes, payload_bytes: int) -> Manifest:
@@ -210,13 +232,16 @@ def _tensor(row: dict[str, Any], free: dict[str, Section]) -> PatchTensor:
     _fields(row, "tensor row", _TENSOR, _PARTS)
     name = _name(row["name"], "tensor name")
     shape = _shape(row["shape"], f"shape of {name}")
-    if ("step" in row) != ("sparse" in row) or ("scale" in row) != ("low_rank" in row) or not _PARTS & row.keys():
-        raise _wrong(f"tensor {name}", "step with sparse, scale with low_rank, one part at least", sorted(_PARTS & row.keys()))
+    steps = ("sparse" in row) + ("dense" in row)
+    if ("step" in row) != steps or ("scale" in row) != ("low_rank" in row) or not _PARTS & row.keys():
+        raise _wrong(f"tensor {name}", "step with sparse or dense, scale with low_rank, one part at least", sorted(_PARTS & row.keys()))
     if "low_rank" in row and len(shape) != 2:
         raise _wrong(f"shape of {name}", "2 dimensions for a low-rank part", len(shape))
+    if "dense" in row and math.prod(shape) > MAX_DENSE_ELEMENTS:
+        raise _wrong(f"shape of {name}", f"at most {MAX_DENSE_ELEMENTS} elements for a dense part", math.prod(shape))
     dtype = _dtype(row["dtype"], f"dtype of {name}")
-    if dtype == "int8" and ("low_rank" in row or row.get("step", _ONE) != _ONE):
-        raise _wrong(f"int8 tensor {name}", f"integers with step {_ONE} and no low-rank part", sorted(_PARTS & row.keys()))
+    if dtype == "int8" and ("low_rank" in row or "exact" in row or row.get("step", _ONE) != _ONE):
+        raise _wrong(f"int8 tensor {name}", f"integers with step {_ONE} alone", sorted(_PARTS & row.keys()))
     return PatchTensor(
         name=name,
         dtype=dtype,
@@ -227,14 +252,17 @@ def _tensor(row: dict[str, Any], free: dict[str, Section]) -> PatchTensor:
         scale=_scale(row["scale"], f"scale of {name}", power_of_two=True) if "scale" in row else None,
         sparse=_take(free, row["sparse"], f"sparse part of {name}") if "sparse" in row else None,
         low_rank=_take(free, row["low_rank"], f"low-rank part of {name}") if "low_rank" in row else None,
+        dense=_take(free, row["dense"], f"dense part of {name}") if "dense" in row else None,
+        exact=_take(free, row["exact"], f"corrections of {name}") if "exact" in row else None,
     )
 
 
 def _probe(value: Any, free: dict[str, Section]) -> ProbeTable:
-    _fields(value, "probe table", frozenset({"count", "width", "tolerance", "section"}))
+    _fields(value, "probe table", frozenset({"count", "width", "tolerance", "section"}), frozenset({"step"}))
     count = _integer(value["count"], "number of probes", 1, MAX_PROBES)
     width = _integer(value["width"], "width of probes", 1, MAX_PROBE_VALUES // count)
     text = value["tolerance"]
     if not isinstance(text, str) or not _DECIMAL.fullmatch(text) or not 0.0 < float(text) < math.inf:
         raise _wrong("probe tolerance", "a positive decimal string", text)
-    return ProbeTable(count, width, float(text), _take(free, value["section"], "section of probes"))
+    step = _scale(value["step"], "step of probes", power_of_two=True) if "step" in value else None
+    return ProbeTable(count, width, float(text), _take(free, value["section"], "section of probes"), step)

@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from edgeedit.delta import LowRankPart, SparsePart, TensorDelta
+from edgeedit.bundle import DTYPES
+from edgeedit.delta import ExactPart, LowRankPart, SparsePart, TensorDelta
 from edgeedit.digest import digest_bytes
 from edgeedit.errors import InputError, IntegrityError
 from edgeedit.limits import MAX_MANIFEST_BYTES, MAX_PATCH_BYTES, MAX_SIGNATURES
 from edgeedit.patch.header import FIXED, HEADER_BYTES, MAGIC, SLOT, VERSION, signed_message
 from edgeedit.patch.keys import TEST_KEY_IDS, PublicKey
-from edgeedit.patch.manifest import Manifest, PatchTensor, Section, parse_manifest
+from edgeedit.patch.manifest import Manifest, PatchTensor, Section, parse_manifest, plain_manifest
 
 Array = np.ndarray[Any, Any]
 _HINT = "get the patch again from whoever made it"
@@ -57,13 +58,15 @@ class Patch:
     def tensor_delta(self, name: str) -> TensorDelta:
         """Decode the change of one tensor; raises IntegrityError when a section does not decode to a legal change."""
         # Imported here so that verifying needs no native library.
-        from edgeedit.codec.sections import decode_sparse
+        from edgeedit.codec.sections import decode_dense, decode_sparse
 
         tensor = self.tensor(name)
         sparse = None
         if tensor.sparse is not None and tensor.step is not None:
             sparse = SparsePart(*decode_sparse(self.section_bytes(tensor.sparse), tensor.shape), tensor.step)
-        return TensorDelta(name, tensor.shape, sparse, self._low_rank(tensor))
+        if tensor.dense is not None and tensor.step is not None:
+            sparse = SparsePart(*decode_dense(self.section_bytes(tensor.dense), tensor.shape), tensor.step)
+        return TensorDelta(name, tensor.shape, sparse, self._low_rank(tensor), self._exact(tensor))
 
     def apply(self, name: str, old: Array) -> Array:
         """The new tensor: what `apply_delta(old, self.tensor_delta(name))` gives, without a list of positions; raises IntegrityError."""
@@ -74,7 +77,15 @@ class Patch:
             raise IntegrityError(f"patch does not fit {name}: expected shape {tensor.shape}, got {tuple(old.shape)}")
         if tensor.sparse is None or tensor.step is None:
             return apply_delta(old, self.tensor_delta(name))
-        return apply_coded(old, name, self.section_bytes(tensor.sparse), tensor.step, self._low_rank(tensor))
+        section = self.section_bytes(tensor.sparse)
+        return apply_coded(old, name, section, tensor.step, self._low_rank(tensor), self._exact(tensor))
+
+    def _exact(self, tensor: PatchTensor) -> ExactPart | None:
+        from edgeedit.codec.sections import decode_exact
+
+        if tensor.exact is None:
+            return None
+        return ExactPart(*decode_exact(self.section_bytes(tensor.exact), tensor.shape, DTYPES[tensor.dtype].itemsize))
 
     def _low_rank(self, tensor: PatchTensor) -> LowRankPart | None:
         from edgeedit.codec.sections import decode_low_rank
@@ -86,6 +97,10 @@ class Patch:
     def expected(self) -> Array:
         """Expected probe outputs, float32 (count, width); raises IntegrityError when damaged or not finite."""
         probe = self.manifest.probe
+        if probe.step is not None:
+            from edgeedit.codec.probes import decode_probes
+
+            return decode_probes(self.section_bytes(probe.section), probe.count, probe.width, probe.step)
         size = 4 * probe.count * probe.width
         raw = self.section_bytes(probe.section)
         if len(raw) < size:
@@ -125,7 +140,7 @@ class UnverifiedPatch:
         manifest_data = self.data[HEADER_BYTES:payload_start]
         key_ids = [bytes.fromhex(key_id) for key_id, _ in self.slots]
         signers = self._signers(trusted, signed_message(self.data[: FIXED.size], key_ids, manifest_data), allow_test_keys)
-        manifest = parse_manifest(manifest_data, len(self.data) - payload_start)
+        manifest = parse_manifest(plain_manifest(manifest_data), len(self.data) - payload_start)
         patch = Patch(manifest, digest_bytes(self.data), signers, self.data, payload_start)
         for section in manifest.sections:
             if digest_bytes(patch.section_bytes(section)) != section.sha256:

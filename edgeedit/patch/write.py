@@ -6,6 +6,7 @@ that a device would refuse is never written; the file replaces its path durably.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,11 +16,12 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from edgeedit.bundle import DTYPES
 from edgeedit.delta import TensorDelta
 from edgeedit.digest import digest_bytes
 from edgeedit.errors import InputError, IntegrityError
 from edgeedit.files import replace_file
-from edgeedit.limits import MAX_MANIFEST_BYTES, MAX_PATCH_BYTES, MAX_SIGNATURES
+from edgeedit.limits import MAX_DENSE_ELEMENTS, MAX_MANIFEST_BYTES, MAX_PATCH_BYTES, MAX_SIGNATURES
 from edgeedit.patch.header import FIXED, HEADER_BYTES, MAGIC, SLOT, VERSION, signed_message
 from edgeedit.patch.keys import public_half
 from edgeedit.patch.read import read_unverified
@@ -63,8 +65,8 @@ class _Payload:
         return name
 
 
-def _tensor_row(number: int, delta: TensorDelta, content: PatchContent, payload: _Payload) -> dict[str, Any]:
-    from edgeedit.codec.sections import encode_low_rank, encode_sparse
+def _tensor_row(number: int, delta: TensorDelta, content: PatchContent, payload: _Payload, plain: bool) -> dict[str, Any]:
+    from edgeedit.codec.sections import encode_exact, encode_low_rank
 
     try:
         row: dict[str, Any] = {
@@ -78,32 +80,54 @@ def _tensor_row(number: int, delta: TensorDelta, content: PatchContent, payload:
         raise InputError(f"patch content is incomplete: expected digests and dtype of {delta.name}") from error
     if delta.sparse is not None:
         row["step"] = float(delta.sparse.step).hex()
-        row["sparse"] = payload.add(f"{number}.sparse", encode_sparse(delta))
+        kind, section = _steps(delta, plain)
+        row[kind] = payload.add(f"{number}.{kind}", section)
     if delta.low_rank is not None:
         row["scale"] = float(delta.low_rank.scale).hex()
         row["low_rank"] = payload.add(f"{number}.low_rank", encode_low_rank(delta))
+    if delta.exact is not None:
+        row["exact"] = payload.add(f"{number}.exact", encode_exact(delta, DTYPES[row["dtype"]].itemsize))
     return row
 
 
-def _probe_row(content: PatchContent, payload: _Payload) -> dict[str, Any]:
+def _steps(delta: TensorDelta, plain: bool) -> tuple[str, bytes]:
+    """The smaller of the two codings of a sparse part."""
+    from edgeedit.codec.sections import encode_dense, encode_sparse
+
+    found = [("sparse", encode_sparse(delta))]
+    if not plain and math.prod(delta.shape) <= MAX_DENSE_ELEMENTS:
+        found.append(("dense", encode_dense(delta)))
+    return min(found, key=lambda coded: len(coded[1]))
+
+
+def _probe_row(content: PatchContent, payload: _Payload, plain: bool) -> dict[str, Any]:
+    from edgeedit.codec.probes import encode_probes, probe_step
+
     expected = content.expected
     if expected.ndim != 2 or expected.dtype != np.float32 or not expected.size or not np.isfinite(expected).all():
         raise InputError(f"probe outputs are unusable: expected finite 2-D float32, got {expected.dtype} {expected.shape}")
     raw = expected.astype("<f4").tobytes()
     packed = zlib.compress(raw, _ZLIB_LEVEL)
-    section = payload.add("probe", packed if len(packed) < len(raw) else raw)
     count, width = expected.shape
-    return {"count": count, "width": width, "tolerance": repr(float(content.tolerance)), "section": section}
+    row: dict[str, Any] = {"count": count, "width": width, "tolerance": repr(float(content.tolerance))}
+    section = min(packed, raw, key=len)
+    step = probe_step(content.tolerance)
+    coded = None if plain else encode_probes(expected, step)
+    if coded is not None and len(coded) < len(section):
+        row["step"], section = step.hex(), coded
+    return row | {"section": payload.add("probe", section)}
 
 
-def build_patch(content: PatchContent, keys: Sequence[Ed25519PrivateKey]) -> bytes:
-    """The bytes of the signed patch.  Raises InputError (exit 2) when the content or the keys cannot make a legal patch."""
+def build_patch(content: PatchContent, keys: Sequence[Ed25519PrivateKey], *, plain: bool = False) -> bytes:
+    """The bytes of the signed patch; the smallest coding of every part, or, `plain`, only those that the first files of format v1
+    knew (FORMAT 5 raw or zlib, no dense section, manifest as it is).  Raises InputError (exit 2) when the content or the keys
+    cannot make a legal patch."""
     if len({public_half(key).key_id for key in keys}) != len(keys) or not 1 <= len(keys) <= MAX_SIGNATURES:
         raise InputError(f"wrong signing keys: expected 1..{MAX_SIGNATURES} different keys, got {len(keys)}")
     payload = _Payload()
     deltas = sorted(content.deltas, key=lambda delta: delta.name)
-    tensors = [_tensor_row(number, delta, content, payload) for number, delta in enumerate(deltas)]
-    probe = _probe_row(content, payload)
+    tensors = [_tensor_row(number, delta, content, payload, plain) for number, delta in enumerate(deltas)]
+    probe = _probe_row(content, payload, plain)
     manifest = {
         "parent": content.parent,
         "result": content.result,
@@ -115,7 +139,12 @@ def build_patch(content: PatchContent, keys: Sequence[Ed25519PrivateKey]) -> byt
         "sections": payload.table,
     }
     try:
-        data = _sign(encode(manifest), b"".join(payload.parts), keys)
+        stored = encode(manifest)
+        if len(stored) > MAX_MANIFEST_BYTES:
+            raise InputError(
+                f"manifest is too large: expected at most {MAX_MANIFEST_BYTES} bytes, got {len(stored)}", hint="edit fewer tensors"
+            )
+        data = _sign(stored if plain else min(stored, zlib.compress(stored, _ZLIB_LEVEL), key=len), b"".join(payload.parts), keys)
         read_unverified(data).verify([public_half(key) for key in keys], allow_test_keys=True)
     except (IntegrityError, UnicodeEncodeError) as error:
         raise InputError(f"content makes no legal patch: {error}", hint="see edgeedit/patch/FORMAT.md") from error
@@ -124,7 +153,7 @@ def build_patch(content: PatchContent, keys: Sequence[Ed25519PrivateKey]) -> byt
 
 def _sign(manifest: bytes, payload: bytes, keys: Sequence[Ed25519PrivateKey]) -> bytes:
     total = HEADER_BYTES + len(manifest) + len(payload)
-    if len(manifest) > MAX_MANIFEST_BYTES or total > MAX_PATCH_BYTES:
+    if total > MAX_PATCH_BYTES:
         raise InputError(f"patch is too large: expected at most {MAX_PATCH_BYTES} bytes, got {total}", hint="edit fewer weights")
     fixed = FIXED.pack(MAGIC, VERSION, len(keys), len(manifest), total)
     by_id = {bytes.fromhex(public_half(key).key_id): key for key in keys}

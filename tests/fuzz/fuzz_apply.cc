@@ -7,14 +7,14 @@
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   if (size < 8) return 0;
   const std::uint64_t height = 1 + data[0] % 16, width = 1 + data[1] % 64, elements = height * width, rank = data[2];
-  const int dtype = data[3] % 3;
+  const int dtype = data[3] % 4;
   const std::uint64_t count = data[4], row_count = data[5], col_count = data[6];
   const bool bitmap = (data[7] & 1) != 0;
   const std::uint64_t bytes = (elements + 7) / 8;
   std::vector<std::uint8_t> old(elements * 4), out(elements * 4), bits(bytes), a(row_count * rank + 1), b(rank * col_count + 1);
   std::vector<std::int64_t> index(count + 1), rows(row_count + 1), cols(col_count + 1);
   std::vector<std::int16_t> q(count + 1);
-  float scales[2] = {0.5F, 0.5F};
+  float scales[2] = {dtype == 3 ? 1.0F : 0.5F, 0.5F};
   const std::uint8_t* at = data + 8;
   std::size_t left = size - 8;
   const auto fill = [&](void* target, std::size_t length) {

@@ -6,7 +6,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   if (size < 3) return 0;
   edgeedit::native::PatchTensor row;
   row.name = "t";
-  row.dtype = (data[2] & 1) != 0 ? "float32" : "float16";
+  static const char* const kDtypes[] = {"float16", "float32", "bfloat16"};
+  row.dtype = kDtypes[data[2] % 3];
   row.shape = {1U + data[0] % 64, 1U + data[1] % 64};
   row.low_rank = 0;
   row.step = row.scale = 0.5F;
@@ -14,7 +15,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   std::vector<std::uint8_t> made(row.bytes());
   const std::string_view section(reinterpret_cast<const char*>(data) + 3, size - 3);
   try {
-    edgeedit::native::apply_sections(row, section, section, old.data(), made.data());
+    edgeedit::native::apply_sections(row, {{}, {}, section, {}}, old.data(), made.data());
   } catch (const edgeedit::native::Failure&) {
   }
   return 0;

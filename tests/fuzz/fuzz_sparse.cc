@@ -1,4 +1,4 @@
-// libFuzzer target: two bytes of shape, one of dtype, then arbitrary bytes as a sparse section, decoded and applied.
+// libFuzzer target: two bytes of shape, one of dtype (its top bit: a matrix long enough for streams of eight lanes), then arbitrary bytes as a sparse section, decoded and applied.
 #include "failure.h"
 #include "sections.h"
 
@@ -6,15 +6,17 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   if (size < 3) return 0;
   edgeedit::native::PatchTensor row;
   row.name = "t";
-  row.dtype = (data[2] & 1) != 0 ? "float32" : "float16";
+  static const char* const kDtypes[] = {"float16", "float32", "bfloat16", "int8"};
+  row.dtype = kDtypes[data[2] % 4];
   row.shape = {1U + data[0] % 64, 1U + data[1] % 64};
+  if ((data[2] & 0x80) != 0) row.shape = {512, 256};  // as v1-lanes.eep
   row.sparse = 0;
-  row.step = row.scale = 0.5F;
+  row.step = data[2] % 4 == 3 ? 1.0F : 0.5F;
   const std::vector<std::uint8_t> old(row.bytes(), 0x12);
   std::vector<std::uint8_t> made(row.bytes());
   const std::string_view section(reinterpret_cast<const char*>(data) + 3, size - 3);
   try {
-    edgeedit::native::apply_sections(row, section, section, old.data(), made.data());
+    edgeedit::native::apply_sections(row, {section, {}, {}, {}}, old.data(), made.data());
   } catch (const edgeedit::native::Failure&) {
   }
   return 0;

@@ -9,6 +9,7 @@ Golden files are append-only: a frozen file never changes; a new version, or a n
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from edgeedit.delta import LowRankPart, SparsePart, TensorDelta
+from edgeedit.delta import ExactPart, LowRankPart, SparsePart, TensorDelta
 from edgeedit.digest import digest_array, fingerprint, tensor_digest
 from edgeedit.patch.header import FIXED, HEADER_BYTES, MAGIC, SLOT, signed_message
 from edgeedit.patch.keys import public_half
@@ -102,6 +103,47 @@ def dtypes_content() -> PatchContent:
     return PatchContent(parent, result, "int8", "siglip", deltas, before, after, kinds, expected, 0.5, {"seed": 9})
 
 
+def squash_base() -> dict[str, Any]:
+    """Floats of all three dtypes by integer arithmetic alone."""
+    place = np.arange(96, dtype=np.int64)
+    half = (0x2400 + place * 997 % 0x1800 + (place % 2) * 0x8000).astype("<u2").view("<f2").reshape(8, 12)
+    single = (0x3B000000 + place[:60] * 7919993 % 0x03000000 + (place[:60] % 3 % 2) * 0x80000000).astype("<u4").view("<f4").reshape(6, 10)
+    return {"fc1": half, "norm": single[:4].reshape(40).copy(), "only": single, "wide": (single.view("<u4") >> 16).astype("<u2")}
+
+
+def squash_content() -> PatchContent:
+    """What a squash adds: corrections alone, after a sparse part and after a low-rank part; a dense part; coded probes and a
+    packed manifest."""
+    base = squash_base()
+    mask = np.flatnonzero(np.arange(96) * 37 % 5 < 2).astype(np.int64)
+    sparse = SparsePart(mask, (mask * 11 % 19 - 9 + (mask * 11 % 19 == 9)).astype(np.int16), 45875 * 2.0**-28)
+    near = ExactPart(mask[::3], np.where(mask[::3] % 2, 1, -1).astype(np.int64))
+    every = np.flatnonzero(np.arange(40) % 7).astype(np.int64)
+    bias = SparsePart(every, ((every * 53 % 401) - 200 + (every * 53 % 401 == 200)).astype(np.int16), 2.0**-14)
+    far = ExactPart(np.array([0, 1, 58, 59], np.int64), np.array([1 << 23, -(1 << 22), 70000, -1], np.int64))
+    low = LowRankPart(
+        np.array([0, 3], np.int64),
+        np.arange(10, dtype=np.int64),
+        np.array([[5], [-7]], np.int8),
+        np.arange(10).astype(np.int8)[None],
+        2.0**-12,
+    )
+    deltas = [
+        TensorDelta("fc1", (8, 12), sparse, exact=near),
+        TensorDelta("norm", (40,), bias),
+        TensorDelta("only", (6, 10), exact=far),
+        TensorDelta("wide", (6, 10), None, low, ExactPart(np.array([3, 40], np.int64), np.array([-128, 255], np.int64))),
+    ]
+    new = {delta.name: apply_delta(base[delta.name], delta) for delta in deltas}
+    before, after = ({name: digest_array(array) for name, array in state.items()} for state in (base, new))
+    parent, result = (fingerprint(tensor_digest(name, array) for name, array in state.items()) for state in (base, new))
+    kinds = {"fc1": "float16", "norm": "float32", "only": "float32", "wide": "bfloat16"}
+    expected = (np.arange(24).reshape(3, 8) * 41 % 97 - 48).astype(np.float32) * np.float32(2.0**-8)
+    return PatchContent(
+        parent, result, "float16", "dinov2", deltas, before, after, kinds, expected, 0.01, {"squash_of": ["a" * 64, "b" * 64]}
+    )
+
+
 def forge(manifest: bytes, payload: bytes, version: int = 1) -> bytes:
     """A correctly signed file around any manifest bytes."""
     fixed = FIXED.pack(MAGIC, version, 1, len(manifest), HEADER_BYTES + len(manifest) + len(payload))
@@ -139,15 +181,37 @@ def bad_files(good: bytes) -> dict[str, bytes]:
     }
 
 
+def bad_squash_files(good: bytes) -> dict[str, bytes]:
+    """The same for what only the later codings can break."""
+    length = FIXED.unpack_from(good)[3]
+    manifest, payload = json.loads(zlib.decompress(good[HEADER_BYTES : HEADER_BYTES + length])), good[HEADER_BYTES + length :]
+    rows = {row["name"]: row for row in manifest["tensors"]}
+
+    def changed(name: str, **fields: Any) -> bytes:
+        tensors = [row | (fields if row["name"] == name else {}) for row in manifest["tensors"]]
+        return forge(zlib.compress(_text(manifest | {"tensors": tensors}), 9), payload)
+
+    twice = zlib.compress(_text(manifest), 9)
+    return {
+        "bad-v1-two-codings": changed("norm", sparse=rows["norm"]["dense"]),
+        "bad-v1-corrected-codes": changed("only", dtype="int8"),
+        "bad-v1-dense-too-large": changed("norm", shape=[1 << 16, 2]),
+        "bad-v1-bomb": forge(zlib.compress(b" " * (8 << 20) + _text(manifest), 9), payload),
+        "bad-v1-packed-and-more": forge(twice + b"\0", payload),
+    }
+
+
 def files() -> dict[str, bytes]:
     """File stem -> bytes of every golden file."""
-    small = build_patch(content(), [TEST_KEY])
+    small, squashed = build_patch(content(), [TEST_KEY], plain=True), build_patch(squash_content(), [TEST_KEY])
     return {
         "v1-small": small,
-        "v1-wide": build_patch(wide_content(), [TEST_KEY, SECOND_TEST_KEY]),
-        "v1-lanes": build_patch(lanes_content(), [TEST_KEY]),
-        "v1-dtypes": build_patch(dtypes_content(), [TEST_KEY]),
+        "v1-wide": build_patch(wide_content(), [TEST_KEY, SECOND_TEST_KEY], plain=True),
+        "v1-lanes": build_patch(lanes_content(), [TEST_KEY], plain=True),
+        "v1-dtypes": build_patch(dtypes_content(), [TEST_KEY], plain=True),
+        "v1-squash": squashed,
         **bad_files(small),
+        **bad_squash_files(squashed),
     }
 
 

@@ -19,6 +19,12 @@ from edgeedit.patch.read import Patch, read_unverified
 FOLDER = Path(__file__).parent
 TRUST = [public_half(Ed25519PrivateKey.from_private_bytes(bytes(range(n, n + 32)))) for n in (1, 2)]
 FROZEN = {
+    "bad-v1-bomb": "3728b4eb9112d6682f23ca7903e15cfbbd2586aabb503e24568789c4071d845d",
+    "bad-v1-corrected-codes": "51aa7d7dfee7024566cf9ffa2552ad90dd44c01776a48cc1f5bfe905ce388f86",
+    "bad-v1-dense-too-large": "1a88aff86115a89a10349bb28e5fc35e12e528d1a62010c98e1b0f7ff3685e12",
+    "bad-v1-packed-and-more": "d5d4e998a581f7aedd611aabe6d9f1c0dc56892ed0408c78414b2f46f6652e8c",
+    "bad-v1-two-codings": "a0753d9cac87a582550e4eb16dad028f574ddaff4744c8d1dfc307b3461caa72",
+    "v1-squash": "14bb224d41aebc9c17dd1cc2140c0d35577d11a4bd1776033b9ea01a35d75166",
     "bad-v1-duplicate-key": "7133dd8b0b6a656df737b18787bdf3a96c364d244243464888ee8a33b1450bf7",
     "bad-v1-float": "db0605872a277e59ae205e906a7f28ddcb09d47472bc67b0d507c9f21d144d72",
     "bad-v1-hole": "aea7a374234184ad4df9aec1d8c76c6ded969c79c19741fe08da2c69a496964c",
@@ -46,6 +52,11 @@ BAD = {
     "bad-v1-step": "significant bits",
     "bad-v1-section-digest": "digest differs",
     "bad-v1-unknown-row-field": "tensor row",
+    "bad-v1-bomb": "at most 8388608 bytes",
+    "bad-v1-corrected-codes": "int8 tensor",
+    "bad-v1-dense-too-large": "65536 elements",
+    "bad-v1-packed-and-more": "one zlib stream",
+    "bad-v1-two-codings": "sparse or dense",
 }
 
 
@@ -135,6 +146,24 @@ def test_codes_and_bfloat16_lead_to_the_frozen_digests(generator: ModuleType) ->
     new = patch.apply("codes.weight_q", base["codes.weight_q"]).reshape(-1)
     old = base["codes.weight_q"].reshape(-1).astype(int)
     assert new[codes.index].tolist() == (old[codes.index] + codes.q).tolist()
+
+
+def test_squash_reads_to_the_frozen_numbers_and_digests(generator: ModuleType) -> None:
+    """Corrections after each kind of part and alone, a dense part, probes as multiples, a packed manifest."""
+    patch = _verified(_read("v1-squash"))
+    base, rows = generator.squash_base(), {row.name: row for row in patch.manifest.tensors}
+    for name, row in rows.items():
+        assert digest_array(base[name]) == row.before
+        assert digest_array(patch.apply(name, base[name])) == row.after
+    assert rows["norm"].dense is not None and rows["norm"].sparse is None
+    assert (rows["only"].step, rows["only"].scale) == (None, None)
+    only = patch.tensor_delta("only").exact
+    assert only is not None and only.index.tolist() == [0, 1, 58, 59]
+    assert only.difference.tolist() == [1 << 23, -(1 << 22), 70000, -1]
+    old, new = (array.reshape(-1).view("<u4").astype(int) for array in (base["only"], patch.apply("only", base["only"])))
+    assert (new - old)[[0, 1, 2, 58, 59]].tolist() == [1 << 23, -(1 << 22), 0, 70000, -1]
+    assert patch.manifest.probe.step == 2.0**-8 and np.array_equal(patch.expected(), generator.squash_content().expected)
+    assert patch.data[408:409] == b"\x78"
 
 
 @pytest.mark.parametrize("stem", sorted(BAD))

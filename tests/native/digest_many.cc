@@ -46,7 +46,7 @@ void digest_new(const std::string& data, const Patch& patch) {
   for (const PatchTensor& row : patch.manifest().tensors) {
     const std::vector<std::uint8_t> old = weights(row);
     std::vector<std::uint8_t> made(old.size());
-    apply_sections(row, bytes_of(row.sparse), bytes_of(row.low_rank), old.data(), made.data());
+    apply_sections(row, {bytes_of(row.sparse), bytes_of(row.dense), bytes_of(row.low_rank), bytes_of(row.exact)}, old.data(), made.data());
     line += "\t" + row.name + "\t" + sha256_hex(made.data(), made.size());
   }
   std::printf("\t0%s", line.c_str());

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from edgeedit.bundle import DTYPES, Bundle, MappedTensor, Preprocess, TensorMap, save_bundle
-from edgeedit.delta import LowRankPart, SparsePart, TensorDelta
+from edgeedit.delta import ExactPart, LowRankPart, SparsePart, TensorDelta
 from edgeedit.deploy.materialize import layout, write_tensors
 from edgeedit.digest import digest_array, fingerprint, tensor_digest
 from edgeedit.patch.write import PatchContent, build_patch
@@ -51,7 +51,8 @@ def weights_by_rule(dtype: str, shape: tuple[int, ...]) -> Array:
 
 
 def random_delta(rng: np.random.Generator, name: str, shape: tuple[int, ...], dtype: str = "float32") -> TensorDelta:
-    """A sparse part, a low-rank part where the shape allows it, or both; codes of int8 get small integers."""
+    """A sparse part, a low-rank part where the shape allows it, or both; corrections for a third of the floats, now and then alone; codes
+    of int8 get small integers."""
     size = int(np.prod(shape))
     both = rng.integers(3) if len(shape) == 2 and dtype != "int8" else 0
     sparse = low = None
@@ -67,7 +68,14 @@ def random_delta(rng: np.random.Generator, name: str, shape: tuple[int, ...], dt
         cols = np.sort(rng.choice(width, rng.integers(1, width + 1), replace=False)).astype(np.int64)
         a, b = (rng.integers(-128, 128, size).astype(np.int8) for size in ((rows.size, rank), (rank, cols.size)))
         low = LowRankPart(rows, cols, a, b, 2.0 ** int(rng.integers(-26, -16)))
-    return TensorDelta(name, shape, sparse, low)
+    exact = None
+    if dtype != "int8" and rng.integers(3) == 0:
+        index = np.sort(rng.choice(size, rng.integers(1, size + 1), replace=False)).astype(np.int64)
+        top = 3 if rng.integers(2) else 120
+        exact = ExactPart(index, rng.integers(1, top, index.size))  # upwards: no small weight wraps round to no number
+        if rng.integers(4) == 0:
+            sparse = low = None
+    return TensorDelta(name, shape, sparse, low, exact)
 
 
 def make_bundle(folder: Path, precision: str, seed: int) -> tuple[Bundle, dict[str, Array]]:

@@ -23,7 +23,7 @@ def read(data: bytes) -> dict[str, Any]:
         raise ValueError("not a v1 patch")
     slots = [(data[24 + 96 * i : 56 + 96 * i].hex(), data[56 + 96 * i : 120 + 96 * i]) for i in range(count)]  # FORMAT 2
     manifest_bytes = data[408 : 408 + manifest_length]
-    manifest = json.loads(manifest_bytes)
+    manifest = json.loads(zlib.decompress(manifest_bytes) if manifest_bytes[0] == 0x78 else manifest_bytes)  # FORMAT 3
     payload = data[408 + manifest_length :]
     sections = {row["name"]: payload[row["offset"] : row["offset"] + row["length"]] for row in manifest["sections"]}  # FORMAT 4
     for row in manifest["sections"]:
@@ -59,7 +59,15 @@ def apply(tensor: dict[str, Any], old: bytes) -> bytes:
         work[grid] += np.float32(tensor["scale"]) * (tensor["a"].astype(np.int64) @ tensor["b"].astype(np.int64)).astype(np.float32)
         touched[grid] = True
     rounded = work.astype(kind) if kind != "<u2" else _bfloat16(work)
-    return np.where(touched, rounded, stored).astype(kind).tobytes()
+    new = np.where(touched, rounded, stored).astype(kind)
+    if "difference" in tensor:  # FORMAT 10
+        size, places = new.itemsize, tensor["exact_index"].tolist()
+        made = bytearray(new.tobytes())
+        for place, difference in zip(places, tensor["difference"].tolist(), strict=True):
+            here = slice(size * place, size * place + size)
+            made[here] = ((int.from_bytes(made[here], "little") + difference) % 256**size).to_bytes(size, "little")
+        return bytes(made)
+    return new.tobytes()
 
 
 def _bfloat16(single: Any) -> Any:
@@ -77,10 +85,29 @@ def _tensor(row: dict[str, Any], sections: dict[str, bytes]) -> dict[str, Any]:
     if "sparse" in row:
         found["step"] = float.fromhex(row["step"])
         found["index"], found["q"] = _sparse(sections[row["sparse"]], row["shape"])
+    if "dense" in row:  # FORMAT 9
+        found["step"] = float.fromhex(row["step"])
+        q = _planes(sections[row["dense"]], int(np.prod(row["shape"])), 2)
+        found["index"], found["q"] = np.flatnonzero(q), q[q != 0].astype(np.int16)
+    if "exact" in row:  # FORMAT 10
+        data = sections[row["exact"]]
+        length = int.from_bytes(data[:4], "little")
+        found["exact_index"], ones = _sparse(data[4 : 4 + length], row["shape"])
+        if set(ones.tolist()) != {1}:
+            raise ValueError("positions of corrections have other steps than 1")
+        found["difference"] = _planes(data[4 + length :], ones.size, 4 if row["dtype"] == "float32" else 2)
     if "low_rank" in row:
         found["scale"] = float.fromhex(row["scale"])
         found |= _low_rank(sections[row["low_rank"]], *row["shape"])
     return found
+
+
+def _planes(data: bytes, count: int, width: int) -> Any:
+    plain = zlib.decompress(data, wbits=-15)  # FORMAT 8
+    if len(plain) != count * width:
+        raise ValueError("planes have another length")
+    numbers = [int.from_bytes(plain[i::count], "little") for i in range(count)]
+    return np.array([n // 2 if n % 2 == 0 else -(n + 1) // 2 for n in numbers], np.int64)
 
 
 def _sparse(data: bytes, shape: list[int]) -> tuple[Any, Any]:
@@ -116,6 +143,11 @@ def _low_rank(data: bytes, height: int, width: int) -> dict[str, Any]:
 
 def _expected(probe: dict[str, Any], sections: dict[str, bytes]) -> Any:
     raw = sections[probe["section"]]  # FORMAT 5
+    if "step" in probe:
+        whole = _planes(raw, probe["count"] * probe["width"], 4)
+        for i in range(probe["width"], whole.size):
+            whole[i] += whole[i - probe["width"]]
+        return np.array([float(n) * float.fromhex(probe["step"]) for n in whole.tolist()], np.float32).reshape(probe["count"], -1)
     if len(raw) < 4 * probe["count"] * probe["width"]:
         raw = zlib.decompress(raw)
     return np.frombuffer(raw, "<f4").reshape(probe["count"], probe["width"])

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from edgeedit.bundle import Bundle, MappedTensor, TensorMap, save_bundle
 from edgeedit.catalog import load_profile, load_recipe
 from edgeedit.cli.main import run
+from edgeedit.codec.probes import round_probes
 from edgeedit.delta import Delta, SparsePart, TensorDelta
 from edgeedit.deploy.compare import run_encoder
 from edgeedit.deploy.export import export_bundle
@@ -109,7 +110,9 @@ def test_a_pack_onto_codes_rounds_the_changed_weights_and_says_what_survives(mad
             assert told.share == pytest.approx(((new - codes) * scales * wanted).sum() / (wanted**2).sum())
             codes = new
         values[tensor.parameter] = (codes * scales).T.astype(np.float32) if tensor.transposed else (codes * scales).astype(np.float32)
-    assert np.array_equal(patch.expected(), run_encoder(with_values(encoder, values), bundle.probes()))
+    expected = run_encoder(with_values(encoder, values), bundle.probes())
+    assert np.array_equal(patch.expected(), round_probes(expected, bundle.tolerance))
+    assert np.abs(patch.expected() - expected).max() <= bundle.tolerance / 4
     recorded = patch.manifest.provenance["survival"]
     assert {name: float(row["share"]) for name, row in recorded.items()} == {n: round(s.share, 6) for n, s in packed.survival.items()}
     assert len(recorded) == 2 and all(row["moved"] <= row["declared"] == 300 for row in recorded.values())

@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgeedit.bundle import DTYPES
-from edgeedit.delta import LowRankPart, SparsePart, TensorDelta
+from edgeedit.codec.probes import round_probes
+from edgeedit.delta import ExactPart, LowRankPart, SparsePart, TensorDelta
 from edgeedit.errors import IntegrityError
 from edgeedit.patch.keys import public_half
 from edgeedit.patch.read import Patch, read_unverified
@@ -62,6 +63,10 @@ def _same(patch: Patch, other: dict[str, Any]) -> None:
         if delta.low_rank is not None:
             assert all(np.array_equal(getattr(delta.low_rank, key), found[key]) for key in ("rows", "cols", "a", "b"))
             assert delta.low_rank.scale == found["scale"]
+        assert (delta.exact is not None) == ("difference" in found)
+        if delta.exact is not None:
+            assert np.array_equal(delta.exact.index, found["exact_index"])
+            assert np.array_equal(delta.exact.difference, found["difference"])
 
 
 def _same_result(patch: Patch, second: ModuleType, other: dict[str, Any]) -> None:
@@ -97,7 +102,13 @@ def deltas(draw: st.DrawFn, codes: bool = False) -> list[TensorDelta]:
             top = draw(st.sampled_from([2, 21] if codes else [2, 128, 256]))
             q = rng.integers(1, top, index.size) * rng.choice([-1, 1], index.size)
             sparse = SparsePart(index, q.astype(np.int16), 1.0 if codes else legal_step(draw(st.floats(1e-12, 1e3))))
-        found.append(TensorDelta(f"{draw(st.text('aé. /', max_size=5))}{number}", shape, sparse, low))
+        exact = None
+        if not codes and draw(st.booleans()):
+            size = int(np.prod(shape))
+            index = np.sort(rng.choice(size, draw(st.integers(1, size)), replace=False)).astype(np.int64)
+            top = draw(st.sampled_from([2, 300, 1 << 15]))
+            exact = ExactPart(index, rng.integers(1, top, index.size) * rng.choice([-1, 1], index.size))
+        found.append(TensorDelta(f"{draw(st.text('aé. /', max_size=5))}{number}", shape, sparse, low, exact))
     return found
 
 
@@ -106,15 +117,18 @@ def _kinds_and_deltas() -> st.SearchStrategy[tuple[str, list[TensorDelta]]]:
 
 
 @settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.too_slow])
-@given(_kinds_and_deltas(), st.integers(1, 6), st.integers(1, 40), st.floats(1e-30, 1e30))
-def test_random_patches(second: ModuleType, drawn: tuple[str, list[TensorDelta]], count: int, width: int, tolerance: float) -> None:
+@given(_kinds_and_deltas(), st.integers(1, 6), st.integers(1, 40), st.floats(1e-30, 1e30), st.booleans())
+def test_random_patches(
+    second: ModuleType, drawn: tuple[str, list[TensorDelta]], count: int, width: int, tolerance: float, plain: bool
+) -> None:
     precision, changes = drawn
     digests = {d.name: f"{n:064x}" for n, d in enumerate(changes)}
     expected = np.round(np.linspace(-1, 1, count * width), 1).astype(np.float32).reshape(count, width)
+    expected = round_probes(expected, tolerance)
     kinds = dict.fromkeys(digests, precision)
     provenance = {"x": 0.1, "deep": [{"y": (1e-300, -0.0, None, True)}]}
     content = PatchContent("1" * 64, "2" * 64, precision, "tiny", changes, digests, digests, kinds, expected, tolerance, provenance)
-    data = build_patch(content, [KEY])
+    data = build_patch(content, [KEY], plain=plain)
     patch = read_unverified(data).verify([public_half(KEY)])
     assert patch.manifest.provenance == {"x": "0.1", "deep": [{"y": ["1e-300", "-0.0", None, True]}]}
     assert patch.manifest.probe.tolerance == tolerance
