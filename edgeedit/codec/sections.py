@@ -91,7 +91,7 @@ def decode_exact(data: bytes | memoryview, shape: tuple[int, ...], item_bytes: i
     index, ones = decode_sparse(body[:length], shape)
     if (ones != 1).any():
         raise IntegrityError("corrections have wrong positions: expected steps of 1 alone")
-    differences = planes.unpack(body[length:], index.size, item_bytes, "corrections")
+    differences = planes.unpack(body[length:], index.size, item_bytes, "section of corrections")
     if not differences.all():
         raise IntegrityError("corrections have a wrong difference: expected none of 0")
     return index, differences

@@ -18,6 +18,7 @@ from edgeedit.delta import SparsePart, TensorDelta
 from edgeedit.errors import IntegrityError
 from edgeedit.patch.header import FIXED, HEADER_BYTES, MAGIC, SLOT, VERSION, signed_message
 from edgeedit.patch.keys import public_half
+from edgeedit.patch.manifest import plain_manifest
 from edgeedit.patch.read import read_unverified
 from edgeedit.patch.write import PatchContent, build_patch
 
@@ -36,14 +37,14 @@ def _content() -> PatchContent:
 @pytest.fixture(scope="module")
 def good() -> bytes:
     """A small valid patch."""
-    data = build_patch(_content(), [KEY])
+    data = build_patch(_content(), [KEY], plain=True)
     read_unverified(data).verify(TRUST)
     return data
 
 
 def _parts(data: bytes) -> tuple[dict[str, Any], bytes]:
     length = FIXED.unpack_from(data)[3]
-    return json.loads(data[HEADER_BYTES : HEADER_BYTES + length]), data[HEADER_BYTES + length :]
+    return json.loads(plain_manifest(data[HEADER_BYTES : HEADER_BYTES + length])), data[HEADER_BYTES + length :]
 
 
 def _signed(manifest: bytes, payload: bytes, key: Ed25519PrivateKey = KEY) -> bytes:

@@ -9,9 +9,19 @@ import zlib
 import numpy as np
 import pytest
 
-from edgeedit.codec import density
-from edgeedit.codec.sections import decode_low_rank, decode_sparse, encode_low_rank, encode_sparse
-from edgeedit.delta import LowRankPart, SparsePart, TensorDelta
+from edgeedit.codec import density, planes
+from edgeedit.codec.probes import decode_probes, encode_probes, probe_step, round_probes
+from edgeedit.codec.sections import (
+    decode_dense,
+    decode_exact,
+    decode_low_rank,
+    decode_sparse,
+    encode_dense,
+    encode_exact,
+    encode_low_rank,
+    encode_sparse,
+)
+from edgeedit.delta import ExactPart, LowRankPart, SparsePart, TensorDelta
 from edgeedit.errors import IntegrityError
 
 
@@ -92,3 +102,75 @@ def test_bombs_do_not_unfold() -> None:
     # A rank that is legal by itself would need 256 GiB here.
     head = struct.pack("<IIIII", 1024, 1 << 28, 1, 3, len(bomb))
     assert _peak_of(lambda: decode_low_rank(head + bomb, (1 << 28, 1))) < 1 << 20
+
+
+def _exact(index: list[int], difference: list[int]) -> TensorDelta:
+    return TensorDelta("w", (2, 5), exact=ExactPart(np.array(index, np.int64), np.array(difference, np.int64)))
+
+
+@pytest.mark.parametrize("width", [2, 4])
+def test_corrections_round_trip_at_both_ends_of_their_range(width: int) -> None:
+    low, high = -(1 << (8 * width - 1)), (1 << (8 * width - 1)) - 1
+    index, difference = decode_exact(encode_exact(_exact([0, 4, 9], [low, 1, high]), width), (2, 5), width)
+    assert (index.tolist(), difference.tolist()) == ([0, 4, 9], [low, 1, high])
+    with pytest.raises(IntegrityError, match="do not fit"):
+        encode_exact(_exact([0], [high + 1]), width)
+
+
+def test_damaged_corrections_are_refused() -> None:
+    def made(index: list[int], q: list[int], differences: list[int]) -> bytes:
+        positions = density.encode(np.array(index, np.int64), np.array(q, np.int16), (2, 5))
+        return struct.pack("<I", len(positions)) + positions + planes.pack(np.array(differences, np.int64), 2)
+
+    good = made([1, 7], [1, 1], [3, -3])
+    assert decode_exact(good, (2, 5), 2)[1].tolist() == [3, -3]
+    bad = {
+        "steps of 1 alone": made([1, 7], [1, 2], [3, -3]),
+        "none of 0": made([1, 7], [1, 1], [3, 0]),
+        "exactly 4 bytes": made([1, 7], [1, 1], [3, -3, 5]),
+        "wrong length": struct.pack("<I", len(good)) + good[4:],
+        "one deflate stream": good + b"\0",
+        "a wrong length: expected exactly": good[:-3],
+    }
+    for words, data in bad.items():
+        with pytest.raises(IntegrityError, match=words):
+            decode_exact(data, (2, 5), 2)
+    with pytest.raises(IntegrityError):
+        decode_exact(good, (2, 3), 2)  # position 7 lies outside
+
+
+def test_a_dense_section_lists_every_step_and_refuses_the_rest() -> None:
+    part = SparsePart(np.array([0, 3, 9], np.int64), np.array([255, -1, -255], np.int16), 0.5)
+    data = encode_dense(TensorDelta("w", (2, 5), part))
+    index, q = decode_dense(data, (2, 5))
+    assert (index.tolist(), q.tolist()) == ([0, 3, 9], [255, -1, -255])
+    for steps in ([0] * 10, [256] + [0] * 9, [1] * 9, [1] * 11):
+        with pytest.raises(IntegrityError):
+            decode_dense(planes.pack(np.array(steps), 2), (2, 5))
+    with pytest.raises(IntegrityError, match="65536"):
+        decode_dense(data, (1 << 9, 1 << 8))
+
+
+def test_a_small_stream_does_not_unfold_into_a_large_one() -> None:
+    bomb = planes.pack(np.zeros(1 << 22, np.int64), 2)
+    assert _peak_of(lambda: decode_dense(bomb, (2, 5))) < 1 << 20
+    assert _peak_of(lambda: decode_dense(planes.pack(np.ones(10, np.int64), 2), (1 << 8, 1 << 8))) < 1 << 20
+
+
+def test_probes_are_rounded_to_a_quarter_of_their_tolerance_and_coded_exactly() -> None:
+    rng = np.random.default_rng(0)
+    for tolerance in (0.25, 0.037, 1e-6):
+        expected = rng.normal(0, 2, (7, 33)).astype(np.float32)
+        step = probe_step(tolerance)
+        assert tolerance / 4 < step <= tolerance / 2
+        rounded = round_probes(expected, tolerance)
+        assert np.abs(rounded - expected).max() <= tolerance / 4
+        data = encode_probes(rounded, step)
+        assert data is not None and np.array_equal(decode_probes(data, 7, 33, step), rounded)
+    assert encode_probes(np.array([[-0.0]], np.float32), 0.5) is None  # its bits would be lost
+    assert encode_probes(np.array([[0.3]], np.float32), 0.5) is None
+    large = np.array([[1e30]], np.float32)
+    assert round_probes(large, 1e-3) is large
+    for data in (planes.pack(np.array([(1 << 24) + 1]), 4), planes.pack(np.array([1, 2]), 4), b""):
+        with pytest.raises(IntegrityError):
+            decode_probes(data, 1, 1, 0.5)
