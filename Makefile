@@ -13,7 +13,7 @@ DEVICE_TESTS := tests/unit/ground tests/unit/codec tests/unit/patch tests/unit/d
 WHEEL_TESTS := tests/unit/ground tests/unit/codec tests/unit/patch tests/unit/device tests/unit/report tests/cli tests/arch
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo demo-seeds test install lint types contracts native aarch64 fuzz fuzz-ci store-states soak wheel test-wheel test-pythons test-transformers test-deps benchmark-assets bench-patch pytest clean
+.PHONY: demo demo-seeds test install lint types contracts native ort-headers aarch64 fuzz fuzz-ci store-states soak wheel test-wheel test-pythons test-transformers test-deps benchmark-assets bench-patch pytest clean
 
 demo: $(VENV)/.installed $(VENV)/.assets
 	$(BIN)/edgeedit demo --out demo-out
@@ -60,9 +60,15 @@ define native_build
 	$(BIN)/cmake --build build/$(1)
 endef
 
-# The C ABI, edgeedit-apply and the native tests.
-native: $(VENV)/.installed
-	$(call native_build,native,-DEDGEEDIT_TESTS=ON -DEDGEEDIT_NATIVE=ON)
+# Headers of ONNX Runtime's C API for the example program (a Debian package of 85 kB, unpacked and not installed), beside the library of
+# the installed Python package, which has none: a folder as -DEDGEEDIT_ONNXRUNTIME takes it.
+ORT_FOLDER := build/assets/onnxruntime
+ort-headers: $(VENV)/.installed
+	@sh tests/support/ort_headers.sh $(ORT_FOLDER) $(CURDIR)/$(BIN)/python
+
+# The C ABI, edgeedit-apply, the example program and the native tests.
+native: $(VENV)/.installed ort-headers
+	$(call native_build,native,-DEDGEEDIT_TESTS=ON -DEDGEEDIT_NATIVE=ON -DEDGEEDIT_ONNXRUNTIME=$(CURDIR)/$(ORT_FOLDER))
 	$(BIN)/ctest --test-dir build/native --output-on-failure
 
 # The same for 64-bit ARM; the tests run under qemu-user.

@@ -40,8 +40,12 @@ def _build(folder: str, *options: str) -> Path:
 
 @pytest.fixture(scope="session")
 def native() -> Path:
-    """Folder with `edgeedit-apply`, `digest_many` and the libraries for this machine."""
-    return _build("native", "-DEDGEEDIT_TESTS=ON", "-DEDGEEDIT_NATIVE=ON")
+    """Folder with `edgeedit-apply`, `digest_many`, `swap_example` and the libraries for this machine."""
+    headers = ROOT / "build" / "assets" / "onnxruntime"
+    script = ["sh", str(ROOT / "tests" / "support" / "ort_headers.sh"), str(headers), sys.executable]
+    done = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-2000:]}\nmake ort-headers"
+    return _build("native", "-DEDGEEDIT_TESTS=ON", "-DEDGEEDIT_NATIVE=ON", f"-DEDGEEDIT_ONNXRUNTIME={headers}")
 
 
 @pytest.fixture(scope="session")

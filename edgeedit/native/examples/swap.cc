@@ -1,7 +1,9 @@
 // Example: a camera application that loads a Bundle in ONNX Runtime, applies a signed patch off the frame path and goes on with the
 // new weights.  The weights are handed to the session as external initialisers, so the Bundle on disk stays as it is.
 //
-//     swap_example BUNDLE KEY.pub PATCH
+//     swap_example BUNDLE KEY.pub PATCH FRAME OUT
+//
+// FRAME is one normalised image as raw float32 in the model's input shape; OUT gets its features before the swap and after it.
 #include <onnxruntime_c_api.h>
 
 #include <cstdio>
@@ -60,16 +62,61 @@ OrtSession* make_session(OrtEnv* env, const std::string& model, Weights& weights
   return session;
 }
 
+// One frame through the first input and the first output of a session; appends the features, false when ONNX Runtime refuses.
+bool run_frame(OrtSession* session, std::string& frame, std::string& features) {
+  OrtAllocator* allocator = nullptr;
+  OrtMemoryInfo* memory = nullptr;
+  OrtTypeInfo* type = nullptr;
+  const OrtTensorTypeAndShapeInfo* info = nullptr;
+  OrtTensorTypeAndShapeInfo* made = nullptr;
+  OrtValue *input = nullptr, *output = nullptr;
+  char *input_name = nullptr, *output_name = nullptr;
+  std::vector<int64_t> shape;
+  size_t dims = 0, count = 0;
+  void* data = nullptr;
+  bool fine = ok(ort->GetAllocatorWithDefaultOptions(&allocator)) && ok(ort->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &memory)) &&
+              ok(ort->SessionGetInputName(session, 0, allocator, &input_name)) &&
+              ok(ort->SessionGetOutputName(session, 0, allocator, &output_name)) && ok(ort->SessionGetInputTypeInfo(session, 0, &type)) &&
+              ok(ort->CastTypeInfoToTensorInfo(type, &info)) && ok(ort->GetDimensionsCount(info, &dims));
+  shape.resize(dims);
+  fine = fine && ok(ort->GetDimensions(info, shape.data(), dims));
+  for (int64_t& length : shape) length = length < 0 ? 1 : length;  // a batch of one
+  fine = fine && ok(ort->CreateTensorWithDataAsOrtValue(memory, &frame[0], frame.size(), shape.data(), dims, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, &input)) &&
+         ok(ort->Run(session, nullptr, &input_name, &input, 1, &output_name, 1, &output)) && ok(ort->GetTensorTypeAndShape(output, &made)) &&
+         ok(ort->GetTensorShapeElementCount(made, &count)) && ok(ort->GetTensorMutableData(output, &data));
+  if (fine) features.append(static_cast<const char*>(data), count * sizeof(float));
+  if (made != nullptr) ort->ReleaseTensorTypeAndShapeInfo(made);
+  if (output != nullptr) ort->ReleaseValue(output);
+  if (input != nullptr) ort->ReleaseValue(input);
+  if (type != nullptr) ort->ReleaseTypeInfo(type);
+  for (char* name : {input_name, output_name}) {
+    if (name != nullptr) (void)ok(ort->AllocatorFree(allocator, name));
+  }
+  if (memory != nullptr) ort->ReleaseMemoryInfo(memory);
+  return fine;
+}
+
+ONNXTensorElementDataType element_type(const std::string& dtype) {
+  return dtype == "float32"    ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT
+         : dtype == "float16"  ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16
+         : dtype == "bfloat16" ? ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16
+                               : ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8;
+}
+
 }  // namespace
 
 int main(int count, char** words) {
-  if (count != 4) return 2;
+  if (count != 6) {
+    std::fprintf(stderr, "usage: swap_example BUNDLE KEY.pub PATCH FRAME OUT\n");
+    return 2;
+  }
   edgeedit_error error;
   const auto fail = [&](edgeedit_status status) {
     std::fprintf(stderr, "error: %s\nhint: %s\n", error.message, error.hint);
     return static_cast<int>(status);
   };
   const std::string pem = read(words[2]), file = read(words[3]);
+  std::string frame = read(words[4]), features;
   edgeedit_key key;
   edgeedit_bundle* bundle = nullptr;
   edgeedit_patch* patch = nullptr;
@@ -86,13 +133,13 @@ int main(int count, char** words) {
     Weight& weight = weights[tensor.name];
     weight.bytes.assign(static_cast<const char*>(data), static_cast<const char*>(data) + tensor.bytes);
     weight.shape.assign(tensor.shape, tensor.shape + tensor.dims);
-    weight.type = std::string(tensor.dtype) == "float32" ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
+    weight.type = element_type(tensor.dtype);
   }
   OrtEnv* env = nullptr;
   if (!ok(ort->CreateEnv(ORT_LOGGING_LEVEL_WARNING, "camera", &env))) return 6;
   const std::string model = std::string(words[1]) + "/model.onnx";
   OrtSession* running = make_session(env, model, weights);
-  if (running == nullptr) return 6;
+  if (running == nullptr || !run_frame(running, frame, features)) return 6;
 
   // On a background thread in a real application: frames go on with `running`.
   Weights patched = weights;
@@ -111,6 +158,8 @@ int main(int count, char** words) {
   // Between two frames.
   ort->ReleaseSession(running);
   running = next;
+  if (!run_frame(running, frame, features)) return 6;
+  std::ofstream(words[5], std::ios::binary) << features;
   std::printf("runs generation %.12s\n", edgeedit_patch_result(patch));
   ort->ReleaseSession(running);
   ort->ReleaseEnv(env);
