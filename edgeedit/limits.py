@@ -46,3 +46,5 @@ MAX_TIMESTAMP_BYTES = 16 * 1024  # bytes of timestamp metadata
 MAX_SNAPSHOT_BYTES = 2_000_000  # bytes of snapshot metadata
 MAX_TARGETS_BYTES = 5_000_000  # bytes of targets metadata of one role
 MAX_ROOT_ROTATIONS = 256  # root versions walked in one poll
+# Watching the field
+MAX_BASELINE_BYTES = 64 * 1024 * 1024  # bytes of what a Monitor learnt

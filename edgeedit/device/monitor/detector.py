@@ -148,10 +148,14 @@ class Call:
 class Detector:
     """Charts of one calibration.  A chart calls once until its sum is back at zero."""
 
-    def __init__(self, calibration: Calibration) -> None:
+    def __init__(self, calibration: Calibration, former: Detector | None = None) -> None:
+        """`former` is the detector of another generation of the same camera: charts that no patch can change go on from there."""
         self.calibration = calibration
         self._cusum = Cusum(len(calibration.alarm), ALLOWANCE)
         self._called: Array = np.zeros(len(calibration.alarm), dtype=np.int64)  # 1 warned, 2 alarmed
+        if former is not None:
+            stays = np.array([not KINDS[name].of_patch for name in (*calibration.names, *calibration.falls)])
+            self._cusum.sums[stays], self._called[stays] = former._cusum.sums[stays], former._called[stays]
 
     def sums(self) -> dict[str, float]:
         """Signal -> its greatest sum over its alarm threshold; 1 is an alarm."""

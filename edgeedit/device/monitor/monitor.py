@@ -3,7 +3,8 @@
     Runtime(store, monitor=Monitor(reader=logits, textfile=Path("/var/lib/node_exporter/edgeedit.prom")))
 
 A sampled frame is copied into a short queue; a thread of low priority does all the rest.  The first `learn` windows count as clean days
-and give the thresholds.  An alarm that a patch may have caused is settled by a comparison in shadow (`cause`).
+and give the thresholds.  A generation that comes later answers the frames kept of clean days in shadow: that is its own baseline, and
+one that changes too many of their verdicts is reverted at once.  An alarm that a patch may have caused is settled in shadow (`cause`).
 Guarantees: never raises into the frame path and never blocks it; errors are counted and kept; numpy only; what is kept is bounded.
 """
 
@@ -14,37 +15,37 @@ import os
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgeedit.bundle import Bundle
-from edgeedit.device.engines.choose import open_engine
-from edgeedit.device.engines.protocol import Engine
-from edgeedit.device.memory import start_memory
-from edgeedit.device.monitor.cause import Cause, Reader, find_cause
-from edgeedit.device.monitor.detector import Call, Detector, Rate, calibrate
+from edgeedit.device.monitor.baseline import Baseline, Clean, learn, load_baseline, moved, save_baseline
+from edgeedit.device.monitor.cause import LEVEL, Cause, Reader, find_cause, harm
+from edgeedit.device.monitor.detector import Call, Detector, Rate
 from edgeedit.device.monitor.metrics import Figures, exposition, temperature, write_textfile
-from edgeedit.device.monitor.projection import Projection, image_signals, to_picture, to_pixels
-from edgeedit.device.monitor.signals import KINDS, Expected, Window, window_signals
-from edgeedit.device.prepare import check_memory, replay
+from edgeedit.device.monitor.projection import Projection, image_signals, to_picture
+from edgeedit.device.monitor.reservoir import Kept, Reservoir, pack
+from edgeedit.device.monitor.shadow import Make, Shadow
+from edgeedit.device.monitor.signals import KINDS, Window
 from edgeedit.device.store import Store
-from edgeedit.errors import EdgeEditError, RefusedError
+from edgeedit.errors import EdgeEditError
 
 Array = np.ndarray[Any, Any]
 MONTH_SECONDS = 30 * 86_400
-_QUEUE, _KEPT, _EVENTS = 64, 64, 1000  # sampled frames that wait, pictures kept of clean days and of now, events kept
+KEPT = 192  # frames kept of clean days
+_QUEUE, _RECENT, _EVENTS = 64, 64, 1000  # sampled frames that wait, frames kept of now, events kept
+_KEPT_BYTES = 16 << 20  # of packed pictures of clean days
 _NICE = 10
 _LOG = logging.getLogger(__name__)
-Make = Callable[[Bundle, Mapping[str, Array]], Engine]
 
 
 @dataclass(frozen=True)
 class Event:
-    """`kind` is applied, reverted, probe_fail, signature_refused, drift_warn, drift_alarm, not_finite or learnt; Unix `time`."""
+    """`kind` is applied, reverted, probe_fail, signature_refused, drift_warn, drift_alarm, cause (what an alarm was put down to),
+    not_finite or learnt; Unix `time`."""
 
     kind: str
     generation: int
@@ -62,7 +63,8 @@ class _Frame:
 
 class Monitor:
     """Settings: a frame is taken every `every` seconds; `frames` make a window; the first `learn` windows are clean days.  `rate` is the
-    probability of a false alarm in a camera's month.  `reader` turns features (n, width) into logits; `act` allows reverts."""
+    probability of a false alarm in a camera's month.  `reader` turns features (n, width) into logits; `act` allows reverts.  `state` is
+    the file that keeps what was learnt across restarts."""
 
     def __init__(  # noqa: PLR0913 - settings, all by name
         self,
@@ -73,13 +75,14 @@ class Monitor:
         learn: int = 512,
         rate: float = 0.1,
         act: bool = True,
+        state: Path | None = None,
         textfile: Path | None = None,
         on_event: Callable[[Event], None] | None = None,
         background: bool = True,
     ) -> None:
         self._reader, self._every, self._frames, self._learn = reader, every, frames, learn
         self._rate = Rate(max(1, int(MONTH_SECONDS / (max(every, 1e-3) * frames))), rate, max(rate, 0.5))
-        self._act, self._textfile, self._on_event, self._background = act, textfile, on_event, background
+        self._act, self._state, self._textfile, self._on_event, self._background = act, state, textfile, on_event, background
         self.events: deque[Event] = deque(maxlen=_EVENTS)
         self.errors: Counter[str] = Counter()
         self.calibrated_on = -1  # generation of the clean days
@@ -89,22 +92,22 @@ class Monitor:
         self._wake, self._closing = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
         self._window: list[_Frame] = []
-        self._pictures: list[Array] = []
-        self._clean: list[Array] = []  # pictures of clean days
-        self._recent: deque[Array] = deque(maxlen=_KEPT)
+        self._recent: deque[bytes] = deque(maxlen=_RECENT)
         self._learnt: list[Window] = []
-        self._expected: Expected | None = None
-        self._shares: Array | None = None
+        self._reservoir = Reservoir(KEPT, _KEPT_BYTES)
+        self._baseline: Baseline | None = None
+        self._pictures: list[bytes] = []  # packed, of clean days
+        self._cleans: dict[int, Clean] = {}  # what each of the last generations says of them
         self._detector: Detector | None = None
         self._generation, self._median = 0, 0.0
-        self._rng = np.random.default_rng(0)
 
     # What the Runtime calls.
     def attach(self, store: Store, make: Make | None) -> None:
         """Begin to watch a Runtime of `store`; `make` is the application's own engine, None the Bundle's."""
-        self._store, self._bundle = store, store.bundle
-        self._make: Make = make or (lambda bundle, weights: open_engine(bundle, weights, threads=1))
+        self._store, self._bundle, self._shadow = store, store.bundle, Shadow(store, make)
         self._project = Projection(store.bundle.output_width)
+        self._generation = store.head().id
+        self._remember()
         if self._background:
             self._thread = threading.Thread(target=self._follow, name="edgeedit-monitor", daemon=True)
             self._thread.start()
@@ -185,65 +188,119 @@ class Monitor:
 
     def _take(self, frame: _Frame) -> None:
         if frame.generation != self._generation:
-            # A window is of one generation.
-            self._generation, self._window, self._pictures = frame.generation, [], []
-            self._recent.clear()
+            self._enter(frame.generation)
         self._window.append(frame)
-        self._pictures.append(to_picture(frame.pixels, self._bundle.preprocess)[0])
-        self._recent.append(self._pictures[-1])
         if len(self._window) == self._frames:
-            window, pictures = self._close_window()
-            self._judge(window, pictures)
+            self._judge(*self._close_window())
             self._write()
 
-    def _close_window(self) -> tuple[Window, list[Array]]:
-        frames, pictures, hits = self._window, self._pictures, min(self._overridden, self._frames)
-        self._window, self._pictures, self._overridden = [], [], self._overridden - hits
+    def _close_window(self) -> tuple[Window, list[bytes]]:
+        frames, hits = self._window, min(self._overridden, self._frames)
+        self._window, self._overridden = [], self._overridden - hits
         features = np.concatenate([frame.output for frame in frames])
-        verdicts, margins = np.full(len(frames), -1), np.full(len(frames), np.nan, dtype=np.float32)
-        if self._reader is not None:
-            logits = self._reader(features)
-            top = np.sort(logits, axis=1)[:, -2:]
-            verdicts, margins = logits.argmax(axis=1), (top[:, 1] - top[:, 0]).astype(np.float32)
+        pictures = to_picture(np.concatenate([frame.pixels for frame in frames]), self._bundle.preprocess)
+        packed = [pack(picture) for picture in pictures]
+        self._recent.extend(packed)
         seconds = np.array([frame.seconds for frame in frames])
         self._median = float(np.median(seconds))
         self._counts["windows"] += 1
+        said = self._said(features)
         overridden = np.arange(len(frames)) < hits
-        return Window(self._project(features), image_signals(np.stack(pictures)), seconds, verdicts, margins, overridden), pictures
+        return Window(said.rows, image_signals(pictures), seconds, said.verdicts, said.margins, overridden), packed
 
-    def _judge(self, window: Window, pictures: list[Array]) -> None:
-        if self._detector is None:
-            self._study(window, pictures)
+    def _said(self, features: Array) -> Clean:
+        verdicts, margins = np.full(len(features), -1), np.full(len(features), np.nan, dtype=np.float32)
+        if self._reader is not None:
+            logits = self._reader(features)
+            top = np.sort(logits, axis=1)[:, -2:]
+            verdicts, margins = logits.argmax(axis=1).astype(np.int64), (top[:, 1] - top[:, 0]).astype(np.float32)
+        return Clean(self._project(features), verdicts, margins)
+
+    def _judge(self, window: Window, packed: list[bytes]) -> None:
+        if self._baseline is None or self._detector is None:
+            self._study(window, packed)
             return
         alarms = []
-        for call in self._detector.step(window_signals(window, self._expected, self._shares)):
+        for call in self._detector.step(self._baseline.signals(window)):
             self._tell(f"drift_{call.level}", self._generation, call.sentence())
             alarms += [call] if call.level == "alarm" and KINDS[call.signal].of_patch else []
         if alarms:
             self._settle(alarms)
 
-    def _study(self, window: Window, pictures: list[Array]) -> None:
+    def _study(self, window: Window, packed: list[bytes]) -> None:
         """One more window of clean days; the last one gives the thresholds."""
         self._learnt.append(window)
-        seen = len(self._learnt) * self._frames
-        for number, picture in enumerate(pictures, start=seen - self._frames + 1):
-            if len(self._clean) < _KEPT:
-                self._clean.append(picture)
-            elif (place := int(self._rng.integers(number))) < _KEPT:
-                self._clean[place] = picture
+        for row, verdict, margin, picture in zip(window.rows, window.verdicts, window.margins, packed, strict=True):
+            self._reservoir.add(Kept(picture, row, int(verdict), float(margin)))
         if len(self._learnt) < self._learn:
             return
-        # Every other window is what the rest is compared with, or the rest would look too much like it.
-        rows = np.concatenate([w.rows for w in self._learnt[::2]])
-        self._expected = Expected(rows[np.linspace(0, len(rows) - 1, min(len(rows), 512)).astype(int)])
-        if self._reader is not None:
-            verdicts = np.concatenate([w.verdicts for w in self._learnt])
-            self._shares = np.bincount(verdicts) / len(verdicts)
-        signals = [window_signals(w, self._expected, self._shares) for w in self._learnt[1::2]]
-        self._learnt = []
-        self._detector = Detector(calibrate(signals, self._rate, frames=self._frames))
-        self.calibrated_on = self._generation
+        kept = self._reservoir.kept
+        clean = Clean(*(np.array([getattr(k, name) for k in kept]) for name in ("row", "verdict", "margin")))
+        baseline, self._pictures = learn(self._learnt, clean, self._rate), [k.picture for k in kept]
+        self._learnt, self._reservoir = [], Reservoir(KEPT, _KEPT_BYTES)
+        self._begin(baseline)
         self._tell("learnt", self._generation, f"{self._learn} clean windows of {self._frames} frames")
+
+    def _begin(self, baseline: Baseline) -> None:
+        self._baseline, self._detector = baseline, Detector(baseline.calibration, self._detector)
+        self._cleans = {**dict(list(self._cleans.items())[-1:]), self._generation: baseline.clean}
+        self.calibrated_on = self._generation
+        if self._state is not None:
+            save_baseline(self._state, baseline, {**self._about(), "generation": self._generation}, self._pictures)
+
+    def _about(self) -> dict[str, Any]:
+        return {"bundle": self._bundle.fingerprint, "frames": self._frames, "every": self._every, "rate": self._rate.alarms}
+
+    def _remember(self) -> None:
+        """Go on from what was learnt before a restart, if that was this camera with these settings."""
+        try:
+            found = load_baseline(self._state, self._about()) if self._state is not None else None
+        except EdgeEditError as error:
+            self._failed(error)
+            return
+        if found is not None:
+            self._baseline, self._pictures, self.calibrated_on = found
+            self._detector = Detector(self._baseline.calibration)
+            self._cleans = {self.calibrated_on: self._baseline.clean}
+            # The first frame of another generation then takes the baseline along.
+            self._generation = self.calibrated_on
+
+    def _enter(self, generation: int) -> None:
+        """Another generation answers from now on."""
+        former, self._generation, self._window = self.calibrated_on, generation, []
+        self._recent.clear()
+        if self._baseline is None:
+            # Clean days are of one generation.
+            self._learnt, self._reservoir = [], Reservoir(KEPT, _KEPT_BYTES)
+        elif generation != former:
+            self._move(self._baseline, former)
+
+    def _move(self, baseline: Baseline, former: int) -> None:
+        """Take the baseline along; a patch that changes too many verdicts of clean frames goes back at once."""
+        try:
+            clean = self._cleans.get(self._generation) or self._said(self._shadow.features(self._generation, self._pictures))
+        except EdgeEditError as error:
+            # Not to be known now: learn what is usual with it instead.
+            self._failed(error)
+            self._baseline = self._detector = None
+            self._learnt, self._reservoir = [], Reservoir(KEPT, _KEPT_BYTES)
+            return
+        flips, p = harm(baseline.clean.verdicts, clean.verdicts)
+        told = f"{flips} of {len(clean.verdicts)} clean verdicts flip, p {p:.3g}"
+        if p <= LEVEL and self._shadow.parent(self._generation) == former:
+            self._tell("drift_alarm", self._generation, told)
+            if self._revert(f"only the patch is worse: {told}"):
+                return
+        self._begin(moved(baseline, clean))
+        self._tell("learnt", self._generation, f"frames kept of generation {former}: {told}")
+
+    def _revert(self, reason: str) -> bool:
+        """Leave the running generation for its parent, if that is allowed; the store queues the signed receipt and the Runtime goes
+        back at its next poll."""
+        if not self._act or not self._store.revert(self._generation, f"monitor: {reason}"):
+            return False
+        self._tell("reverted", self._generation, reason)
+        return True
 
     def _settle(self, alarms: list[Call]) -> None:
         """Find the cause of an alarm and act on it."""
@@ -251,31 +308,22 @@ class Monitor:
         if head.parent is None or head.id != self._generation or not self._act:
             return
         try:
-            cause = self.compare(head.id, head.parent)
-        except RefusedError as error:
+            cause = self.compare(head.id, head.parent, overridden=any(call.signal == "overrides" for call in alarms))
+        except EdgeEditError as error:
             self._failed(error)
             return
+        self._tell("cause", head.id, f"{cause.verdict}: {cause.reason}")
         if cause.verdict == "patch":
-            # The store queues the signed receipt; the Runtime goes back at its next poll.
-            if self._store.revert(head.id, f"monitor: {alarms[0].signal}: {cause.reason}"):
-                self._tell("reverted", head.id, cause.reason)
-        elif cause.verdict == "unclear" and head.id != self.calibrated_on:
-            # The patch moved what it was meant to move: learn what is usual with it.
-            self._detector, self._clean = None, []
+            self._revert(f"{alarms[0].signal}: {cause.reason}")
 
-    def compare(self, head: int, parent: int) -> Cause:
+    def compare(self, head: int, parent: int, *, overridden: bool = False) -> Cause:
         """Both generations, one after the other, on clean and recent frames; raises RefusedError where memory is short."""
-        recent = list(self._recent)[-self._frames :]
-        sets = [to_pixels(np.stack(pictures), self._bundle.preprocess) for pictures in (self._clean, recent)]
+        clean = len(self._pictures)
         found = []
         for number in (parent, head):
-            check_memory(start_memory(self._bundle))
-            weights, _ = replay(self._bundle, [self._store.patch(g.patch) for g in self._store.chain(number)])
-            engine = self._make(self._bundle, weights)
-            clean, now = (np.concatenate([engine.run(p[None]) for p in pixels]) for pixels in sets)
-            found.append((clean, now))
-            del engine, weights
-        return find_cause(found[0], found[1], self._reader)
+            features = self._shadow.features(number, [*self._pictures, *self._recent])
+            found.append((features[:clean], features[clean:]))
+        return find_cause(found[0], found[1], self._reader, overridden=overridden)
 
     def figures(self) -> Figures:
         """What the textfile holds."""
