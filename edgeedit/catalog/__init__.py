@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeedit.bundle import Preprocess
-from edgeedit.errors import InputError
+from edgeedit.errors import InputError, RefusedError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -23,6 +23,7 @@ else:
 
 _ROOTS = {"export": "export", "devices": "devices"}
 _MODES: Mapping[str, tuple[str, ...]] = {"onnxruntime": ("aliased", "inputs", "rebuild"), "tensorrt": ("refit",)}
+_PRECISIONS = ("float32", "float16", "bfloat16", "int8")
 _PARTS = ("q", "k", "v", "o", "fc1", "fc2")
 _OUTPUTS = ("cls+mean", "patch-mean", "patch-tokens", "pooled")
 
@@ -76,6 +77,23 @@ class DeviceProfile:
     soak_seconds: float = 5.0
     max_slowdown: float = 3.0
     max_growth_mb: int = 0
+
+
+def check_precision(profile: DeviceProfile, precision: str) -> None:
+    """Raise RefusedError (exit 6) with the reason when nothing in `precision` is exported for `profile`."""
+    if profile.unsupported:
+        raise RefusedError(f"profile {profile.name} is not supported: {profile.unsupported}", hint="choose another profile")
+    if precision == "int8" and (profile.engine, profile.mode, profile.provider) != ("onnxruntime", "rebuild", "CPUExecutionProvider"):
+        raise RefusedError(
+            f"profile {profile.name} cannot run patchable int8: expected a session that is rebuilt (CPUExecutionProvider), got "
+            f"{profile.engine} {profile.mode} ({profile.provider})",
+            hint="choose linux-cpu-int8, or another precision",
+        )
+    if precision == "bfloat16" and profile.engine != "tensorrt":
+        raise RefusedError(
+            f"profile {profile.name} cannot run bfloat16: expected TensorRT, got {profile.provider}, which has no bfloat16 MatMul here",
+            hint="choose a TensorRT profile, or float16",
+        )
 
 
 _PROFILE_FIELDS = {item.name for item in fields(DeviceProfile)} - {"name"}
@@ -147,8 +165,8 @@ def load_profile(name_or_path: str) -> DeviceProfile:
         memory, mode = value["memory_mb"], str(value["mode"])
         if mode not in _MODES.get(str(value["engine"]), ()):
             raise InputError(f"profile {path} is wrong: expected engine and mode of {dict(_MODES)}, got {value['engine']} {mode}")
-        if value["precision"] not in ("float32", "float16"):
-            raise InputError(f"profile {path} is wrong: expected precision float32 or float16, got {value['precision']}")
+        if value["precision"] not in _PRECISIONS:
+            raise InputError(f"profile {path} is wrong: expected precision {', '.join(_PRECISIONS)}, got {value['precision']}")
         profile = DeviceProfile(
             path.stem,
             str(value["engine"]),

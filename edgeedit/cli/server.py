@@ -17,7 +17,9 @@ _BUNDLE = click.option("--bundle", required=True, type=_PATH, help="Bundle folde
 @click.argument("model")
 @click.option("--recipe", required=True, help="Recipe name (dinov2, clip, siglip) or a .toml file.")
 @click.option("--device", default="linux-cpu", show_default=True, help="Device profile name or a .toml file.")
-@click.option("--precision", type=click.Choice(["float32", "float16"]), help="Deployed precision; the profile's when not given.")
+@click.option(
+    "--precision", type=click.Choice(["float32", "float16", "bfloat16", "int8"]), help="Deployed precision; the profile's when not given."
+)
 @click.option("--size", type=int, help="Image side in pixels; the recipe's when not given.")
 @click.option("--probes", type=_PATH, help="Folder or .jsonl of your own images as probe inputs (at most 256).")
 @click.option("--seed", default=0, show_default=True, help="Seed of the synthetic probe inputs.")

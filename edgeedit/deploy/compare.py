@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from edgeedit.bundle import MODEL_FILE, Bundle
 from edgeedit.encoder.values import parameter_values, with_values
-from edgeedit.errors import InputError
+from edgeedit.errors import InputError, RefusedError
 
 if TYPE_CHECKING:
     from edgeedit.encoder.encoder import Encoder
@@ -46,8 +47,8 @@ def batches(count: int) -> Iterator[slice]:
         start, size = start + size, BATCH
 
 
-def run_encoder(encoder: Encoder, pixels: Array) -> Array:
-    """Features of a torch encoder as it is, float32 (n, width); `pixels` float32 (n, 3, s, s)."""
+def run_encoder(encoder: nn.Module, pixels: Array) -> Array:
+    """Features of a torch module as it is, float32 (n, width); `pixels` float32 (n, 3, s, s)."""
     with torch.no_grad():
         parts = [encoder(torch.from_numpy(np.ascontiguousarray(pixels[rows]))).float().numpy() for rows in batches(len(pixels))]
     return np.concatenate(parts).astype(np.float32, copy=False)
@@ -130,8 +131,20 @@ def difference(expected: Array, got: Array) -> Comparison:
     return Comparison(float(((left * right).sum(axis=1) / norms).min()), float(gap.max()), float(gap.mean()))
 
 
+def check_runnable(bundle: Bundle) -> None:
+    """Raise RefusedError for a Bundle that ONNX Runtime on this CPU cannot run."""
+    if bundle.precision == "bfloat16":
+        raise RefusedError(
+            "cannot run a bfloat16 graph here: ONNX Runtime's CPUExecutionProvider has no bfloat16 MatMul",
+            hint="compare on the device, or compare the float32 Bundle",
+        )
+
+
 def compare(encoder: Encoder, bundle: Bundle) -> Comparison:
-    """Torch with the weights rounded to the bundle's precision, computed in float32, against the graph, on the probes."""
+    """Torch with the weights rounded to the bundle's precision, computed in float32, against the graph, on the probes.
+
+    int8 codes are compared with the float32 weights.  Raises RefusedError for a precision that no CPU session runs."""
     pixels = bundle.probes()
-    twin = with_values(encoder, parameter_values(encoder, bundle.precision))
+    check_runnable(bundle)
+    twin = with_values(encoder, parameter_values(encoder, "float32" if bundle.precision == "int8" else bundle.precision))
     return difference(run_encoder(twin, pixels), run_graph(bundle.path, pixels))

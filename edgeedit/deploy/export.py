@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeedit.bundle import GOLDEN_FILE, MODEL_FILE, PROBES_FILE, WEIGHTS_FILE, Bundle, MappedTensor, TensorMap, save_bundle
-from edgeedit.catalog import DeviceProfile
+from edgeedit.catalog import DeviceProfile, check_precision
 from edgeedit.deploy.compare import difference, run_encoder, run_graph
 from edgeedit.deploy.graph import (
     INPUT_NAME,
@@ -28,19 +29,23 @@ from edgeedit.deploy.graph import (
     externalise,
     fix_batch,
     float_initialisers,
+    in_float32,
     open_inputs,
     rename,
     trace,
 )
+from edgeedit.deploy.int8 import Codes, quantise
 from edgeedit.deploy.mapping import Match, ambiguous, match, stand_ins
 from edgeedit.deploy.materialize import layout, write_tensors
 from edgeedit.deploy.probes import DEFAULT_PROBES, check_inputs
 from edgeedit.deploy.ready import candidates
+from edgeedit.deploy.tolerance import ABSURD, half_features, scale_of, tolerance_of
 from edgeedit.digest import digest_array, digest_file, dtype_word, fingerprint
 from edgeedit.encoder.values import parameter_values, with_values
 from edgeedit.errors import InputError, RefusedError
 from edgeedit.files import fsync_dir, replace_file
 from edgeedit.patterns import synthetic_pixels
+from edgeedit.rounding import widen
 
 if TYPE_CHECKING:
     import onnx
@@ -48,9 +53,6 @@ if TYPE_CHECKING:
     from edgeedit.encoder.encoder import Encoder
 
 Array = np.ndarray[Any, Any]
-SAFETY = 4.0  # tolerance = this many times the measured difference, so that another CPU of the same kind stays inside
-FLOOR: Mapping[str, float] = {"float32": 1e-5, "float16": 1e-3}  # least tolerance, times the RMS of the features
-ABSURD: Mapping[str, float] = {"float32": 1e-3, "float16": 5e-2}  # largest difference, times the RMS of the features
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,21 @@ class _Request:
     pixels: Array
     seed: int
     ready: Path | None
+
+    @property
+    def stored(self) -> str:
+        """Precision of the traced graph; int8 codes are made of a float32 one."""
+        return "float32" if self.precision == "int8" else self.precision
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A written model: its graph without values, its tensors' table, their values by name, and the parameters they stand for."""
+
+    model: onnx.ModelProto
+    tensors: tuple[MappedTensor, ...]
+    arrays: Mapping[str, Array]
+    values: Mapping[str, Array]
 
 
 def export_bundle(
@@ -80,15 +97,14 @@ def export_bundle(
 
     `probes` are normalised images, float32 (n, 3, s, s); None makes 16 synthetic ones from `seed`.  Raises InputError when
     `out` exists and is not empty, when an editable parameter cannot be mapped, or when the graph disagrees with torch;
-    RefusedError when the disk refuses.
+    RefusedError when the disk refuses, or the profile the precision.
     """
-    if profile.unsupported:
-        raise RefusedError(f"profile {profile.name} is not supported: {profile.unsupported}", hint="choose another profile")
+    check_precision(profile, precision)
     _check_target(out)
     size = encoder.preprocess.size
     pixels = synthetic_pixels(encoder.preprocess, DEFAULT_PROBES, seed) if probes is None else probes
     check_inputs(pixels, size)
-    values = parameter_values(encoder, precision)
+    values = parameter_values(encoder, "float32" if precision == "int8" else precision)
     out.parent.mkdir(parents=True, exist_ok=True)
     temp = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
@@ -111,25 +127,42 @@ def _check_target(out: Path) -> None:
 
 def _write_bundle(request: _Request, values: Mapping[str, Array]) -> Bundle:
     replace_file(request.temp / PROBES_FILE, _npy(request.pixels))
-    expected = run_encoder(with_values(request.encoder, values), request.pixels)
-    replace_file(request.temp / GOLDEN_FILE, _npy(expected))
-    scale = max(float(np.sqrt(np.mean(np.square(expected, dtype=np.float64)))), 1e-6)
     editable = frozenset(request.encoder.editable())
-    gaps: list[float] = []
+    gaps, limit = list[float](), 0.0
     # A parameter that is both ambiguous and folded into a constant leaves its stand-in there.  The second attempt gives
     # stand-ins to the editable parameters only; tensors that no patch can touch may then be shared.
     for model, traced in _models(request, values, editable):
-        tensors = _write_model(request, model, traced, values)
-        got = run_graph(request.temp, request.pixels, threads=request.profile.threads)
+        written = _write_model(request, model, traced, values)
+        expected = run_encoder(with_values(request.encoder, written.values), request.pixels)
+        limit = ABSURD[request.precision] * scale_of(expected)
+        got = _run(request, written)
         if request.ready is not None and got.shape != expected.shape:
             continue  # another output of a graph made elsewhere
         gaps.append(difference(expected, got).max_abs)
-        if gaps[-1] <= ABSURD[request.precision] * scale:
-            return _describe(request, tensors, max(SAFETY * gaps[-1], FLOOR[request.precision] * scale))
+        if gaps[-1] <= limit:
+            half = half_features(request.encoder, values, request.precision, request.pixels)
+            replace_file(request.temp / GOLDEN_FILE, _npy(expected))
+            return _describe(request, written.tensors, tolerance_of(expected, [got, half], request.precision))
     raise InputError(
-        f"graph disagrees with the encoder: expected at most {ABSURD[request.precision] * scale:.3g}, got {min(gaps, default=np.inf):.3g}",
+        f"graph disagrees with the encoder: expected at most {limit:.3g}, got {min(gaps, default=np.inf):.3g}",
         hint="try float32; if that fails too, the exporter mistranslates this encoder",
     )
+
+
+def _run(request: _Request, written: _Written) -> Array:
+    """Features of the written graph; of a bfloat16 one computed in float32, because no CPU session runs it."""
+    if request.precision != "bfloat16":
+        return run_graph(request.temp, request.pixels, threads=request.profile.threads)
+    single = {row.name: widen(written.arrays[row.name]) for row in written.tensors}
+    offsets = layout([single[row.name].nbytes for row in written.tensors])
+    rows = {
+        row.name: replace(row, dtype="float32", offset=offset, length=single[row.name].nbytes)
+        for row, offset in zip(written.tensors, offsets, strict=True)
+    }
+    with tempfile.TemporaryDirectory(dir=request.temp) as name:
+        write_tensors(Path(name) / WEIGHTS_FILE, ((row.offset, single[row.name]) for row in rows.values()))
+        (Path(name) / MODEL_FILE).write_bytes(externalise(in_float32(written.model), rows))
+        return run_graph(Path(name), request.pixels)
 
 
 def _models(
@@ -142,25 +175,48 @@ def _models(
         return
     for chosen in (editable | ambiguous(values), editable):
         traced = stand_ins(values, chosen, request.seed)
-        twin = with_values(request.encoder, traced, TORCH_DTYPES[request.precision])
-        yield trace(twin, request.encoder.preprocess.size, request.precision, request.profile.opset), traced
+        twin = with_values(request.encoder, traced, TORCH_DTYPES[request.stored])
+        yield trace(twin, request.encoder.preprocess.size, request.stored, request.profile.opset), traced
 
 
-def _write_model(
-    request: _Request, model: onnx.ModelProto, traced: Mapping[str, Array], values: Mapping[str, Array]
-) -> tuple[MappedTensor, ...]:
+def _write_model(request: _Request, model: onnx.ModelProto, traced: Mapping[str, Array], values: Mapping[str, Array]) -> _Written:
     editable = frozenset(request.encoder.editable())
     floats = float_initialisers(model)
     matches = match(floats, traced, editable)
     rename(model, {old: found.name for old, found in matches.items()})
     arrays = {found.name: _true_value(found, floats[old], values) for old, found in matches.items()}
-    tensors = _table(arrays, {found.name: found for found in matches.values()}, editable)
+    found = {match.name: match for match in matches.values()}
+    codes: Mapping[str, Codes] = {}
+    if request.precision == "int8":
+        codes = quantise(model, arrays)
+        _check_coded(codes, found, editable)
+        values = {**values, **_decoded(codes, found, values)}
+        arrays |= {name: code.values for name, code in codes.items()}
+        arrays |= {code.name: code.scales for code in codes.values()}
+        found |= {code.name: Match(code.name, code.name, "", False, False) for code in codes.values()}
+    tensors = _table(arrays, found, editable, codes)
     write_tensors(request.temp / WEIGHTS_FILE, ((row.offset, arrays[row.name]) for row in tensors))
     editable_names = [row.name for row in tensors if row.editable]
     replace_file(
         request.temp / MODEL_FILE, externalise(_for_mode(model, request.profile, editable_names), {row.name: row for row in tensors})
     )
-    return tensors
+    return _Written(model, tensors, arrays, values)
+
+
+def _check_coded(codes: Mapping[str, Codes], found: Mapping[str, Match], editable: Collection[str]) -> None:
+    for name in sorted(n for n, m in found.items() if m.primary and m.parameter in editable):
+        if name not in codes:
+            raise InputError(f"cannot quantise {name}: expected the matrix of one product", hint="export in float32 or float16")
+
+
+def _decoded(codes: Mapping[str, Codes], found: Mapping[str, Match], values: Mapping[str, Array]) -> dict[str, Array]:
+    """Parameter -> the weights that its codes stand for."""
+    result = {}
+    for name, code in codes.items():
+        if parameter := found[name].parameter:
+            wide = code.weights(name)
+            result[parameter] = np.ascontiguousarray(wide.T if found[name].transposed else wide).reshape(values[parameter].shape)
+    return result
 
 
 def _for_mode(model: onnx.ModelProto, profile: DeviceProfile, editable: Collection[str]) -> onnx.ModelProto:
@@ -179,14 +235,18 @@ def _true_value(found: Match, traced: Array, values: Mapping[str, Array]) -> Arr
     return deployed
 
 
-def _table(arrays: Mapping[str, Array], matches: Mapping[str, Match], editable: Collection[str]) -> tuple[MappedTensor, ...]:
+def _table(
+    arrays: Mapping[str, Array], matches: Mapping[str, Match], editable: Collection[str], codes: Mapping[str, Codes]
+) -> tuple[MappedTensor, ...]:
     names = sorted(arrays)
     rows = []
     for name, offset in zip(names, layout([arrays[name].nbytes for name in names]), strict=True):
         array, found = arrays[name], matches[name]
         parameter = found.parameter if found.primary else ""
         place = (dtype_word(array.dtype), tuple(array.shape), offset, array.nbytes, digest_array(array))
-        rows.append(MappedTensor(name, parameter, found.primary and found.transposed, *place, parameter in editable))
+        coded = codes.get(name)
+        scales = (coded.name, coded.axis) if coded else ("", 0)
+        rows.append(MappedTensor(name, parameter, found.primary and found.transposed, *place, parameter in editable, *scales))
     return tuple(rows)
 
 

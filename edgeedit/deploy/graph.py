@@ -18,7 +18,7 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from edgeedit.bundle import DTYPES, WEIGHTS_FILE, MappedTensor
+from edgeedit.bundle import WEIGHTS_FILE, MappedTensor
 from edgeedit.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,9 +26,16 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 INPUT_NAME, OUTPUT_NAME = "pixels", "features"
-TORCH_DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "float16": torch.float16}
+TORCH_DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+ONNX_TYPES: Mapping[str, int] = {
+    "float32": onnx.TensorProto.FLOAT,
+    "float16": onnx.TensorProto.FLOAT16,
+    "bfloat16": onnx.TensorProto.BFLOAT16,
+    "int8": onnx.TensorProto.INT8,
+}
 _CHATTY = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
-_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+_BFLOAT16 = onnx.TensorProto.BFLOAT16
+_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, _BFLOAT16)
 
 
 class Borders(nn.Module):
@@ -101,8 +108,30 @@ def clean(model: onnx.ModelProto) -> None:
 
 
 def float_initialisers(model: onnx.ModelProto) -> dict[str, Array]:
-    """Name -> array of each float32 or float16 initialiser that has elements."""
-    return {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if t.data_type in _FLOATS and 0 not in t.dims}
+    """Name -> array of each float32, float16 or bfloat16 (as uint16) initialiser that has elements."""
+    return {t.name: _array(t) for t in model.graph.initializer if t.data_type in _FLOATS and 0 not in t.dims}
+
+
+def _array(tensor: onnx.TensorProto) -> Array:
+    array: Array = numpy_helper.to_array(tensor)
+    return array.view(np.uint16) if tensor.data_type == _BFLOAT16 else array
+
+
+def in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of a bfloat16 graph that computes in float32, for a runtime without bfloat16; its initialisers keep no values."""
+    single = onnx.TensorProto.FLOAT
+    twin = onnx.ModelProto()
+    twin.CopyFrom(model)
+    for tensor in twin.graph.initializer:
+        if tensor.data_type == _BFLOAT16:
+            tensor.data_type = single
+    for graph in _graphs(twin.graph):
+        for attribute in (a for node in graph.node for a in node.attribute):
+            if attribute.name in ("to", "dtype") and attribute.i == _BFLOAT16:
+                attribute.i = single
+            if attribute.HasField("t") and attribute.t.data_type == _BFLOAT16:
+                attribute.t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(attribute.t).astype(np.float32)))
+    return twin
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
@@ -155,7 +184,7 @@ def externalise(model: onnx.ModelProto, tensors: Mapping[str, MappedTensor]) -> 
         del proto.external_data[:]
         for key, value in (("location", WEIGHTS_FILE), ("offset", row.offset), ("length", row.length)):
             proto.external_data.add(key=key, value=str(value))
-        if proto.data_type != onnx.helper.np_dtype_to_tensor_dtype(DTYPES[row.dtype]):
+        if proto.data_type != ONNX_TYPES[row.dtype]:
             raise InputError(f"cannot write {row.name}: expected {row.dtype} in the graph")
     content: bytes = model.SerializeToString(deterministic=True)
     return content

@@ -16,7 +16,7 @@ import onnx
 import torch
 
 from edgeedit.bundle import MODEL_FILE, Bundle
-from edgeedit.deploy.compare import Comparison, difference, run_session
+from edgeedit.deploy.compare import Comparison, check_runnable, difference, run_session
 from edgeedit.encoder.values import parameter_values, with_values
 from edgeedit.errors import InputError
 
@@ -41,8 +41,8 @@ class Layer:
 
 
 def torch_layers(encoder: Encoder, precision: str, pixels: Array) -> dict[str, Array]:
-    """Parameter name -> input of its module, and `output`; float32 (n, values); weights rounded to `precision`."""
-    twin = with_values(encoder, parameter_values(encoder, precision))
+    """Parameter name -> input of its module, and `output`; float32 (n, values); weights rounded to `precision` (int8: not)."""
+    twin = with_values(encoder, parameter_values(encoder, "float32" if precision == "int8" else precision))
     modules, found = dict(twin.wrapped.named_modules()), dict[str, Array]()
 
     def keep(name: str) -> Any:
@@ -60,16 +60,24 @@ def torch_layers(encoder: Encoder, precision: str, pixels: Array) -> dict[str, A
 
 
 def graph_layers(bundle: Bundle, pixels: Array) -> dict[str, Array]:
-    """The same of a Bundle's graph; raises InputError when ONNX Runtime refuses it."""
+    """The same of a Bundle's graph; raises InputError when ONNX Runtime refuses it, RefusedError for bfloat16."""
+    check_runnable(bundle)
     model = onnx.load(str(bundle.path / MODEL_FILE), load_external_data=False)
     parameters = {t.name: t.parameter for t in bundle.tensor_map.tensors if t.editable}
     places: dict[str, str] = {}
+    # An int8 matrix is read through its DequantizeLinear.
+    parameters |= {
+        n.output[0]: parameters[n.input[0]] for n in model.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in parameters
+    }
     for node in model.graph.node:
+        if node.op_type == "DequantizeLinear":
+            continue
         for name in node.input:
             if name in parameters:
                 places[parameters[name]] = next(other for other in node.input if other != name)
     kinds = {t.name: t.data_type for t in model.graph.initializer}
     kind = next(kinds[name] for name in parameters)
+    kind = onnx.TensorProto.FLOAT if kind == onnx.TensorProto.INT8 else kind
     for place in dict.fromkeys(places.values()):
         model.graph.output.append(onnx.helper.make_tensor_value_info(place, kind, None))
     content = model.SerializeToString()

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from edgeedit.errors import InputError
+from edgeedit.rounding import narrow
 
 Array = np.ndarray[Any, Any]
 TINY = 8  # elements; below this, equal content by chance is likely
@@ -61,7 +62,7 @@ def stand_ins(values: Mapping[str, Array], chosen: Collection[str], seed: int) -
     for name in sorted(chosen):
         for _ in range(REDRAWS):
             # Far from 0 and 1: an optimiser drops x*1 and x+0.
-            drawn = np.asarray(generator.normal(0.0, 3.0, values[name].shape)).astype(values[name].dtype)
+            drawn = narrow(np.asarray(generator.normal(0.0, 3.0, values[name].shape), np.float32), values[name].dtype)
             if seen.isdisjoint(_keys(drawn)):
                 break
         else:

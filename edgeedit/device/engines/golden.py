@@ -25,7 +25,8 @@ def check_golden(bundle: Bundle, run: Callable[[Array], Array]) -> float:
     if golden is None:
         return 0.0
     pixels = probe_inputs(bundle)
-    limit = SHARE * max(float(np.sqrt(np.mean(np.square(golden, dtype=np.float64)))), 1e-6)
+    # The Bundle's own tolerance is wider where its precision is coarser than half.
+    limit = max(SHARE * max(float(np.sqrt(np.mean(np.square(golden, dtype=np.float64)))), 1e-6), bundle.tolerance)
     worst = 0.0
     for row in range(len(golden)):
         gap = float(np.abs(run(np.array(pixels[row : row + 1])) - golden[row : row + 1]).max())
