@@ -66,6 +66,7 @@ def run_graph(folder: Path, pixels: Array, *, threads: int = 0) -> Array:
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     options.add_session_config_entry("session.disable_prepacking", "1")
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
     disabled = ["ConstantFolding", "NchwcTransformer"]
     try:
         path = str(folder / MODEL_FILE)

@@ -39,7 +39,7 @@ from edgeedit.deploy.mapping import Match, ambiguous, match, stand_ins
 from edgeedit.deploy.materialize import layout, write_tensors
 from edgeedit.deploy.probes import DEFAULT_PROBES, check_inputs
 from edgeedit.deploy.ready import candidates
-from edgeedit.deploy.tolerance import ABSURD, half_features, scale_of, tolerance_of
+from edgeedit.deploy.tolerance import STRUCTURE, half_features, scale_of, tolerance_of
 from edgeedit.digest import digest_array, digest_file, dtype_word, fingerprint
 from edgeedit.encoder.values import parameter_values, with_values
 from edgeedit.errors import InputError, RefusedError
@@ -134,7 +134,7 @@ def _write_bundle(request: _Request, values: Mapping[str, Array]) -> Bundle:
     for model, traced in _models(request, values, editable):
         written = _write_model(request, model, traced, values)
         expected = run_encoder(with_values(request.encoder, written.values), request.pixels)
-        limit = ABSURD[request.precision] * scale_of(expected)
+        limit = STRUCTURE[request.precision] * scale_of(expected)
         got = _run(request, written)
         if request.ready is not None and got.shape != expected.shape:
             continue  # another output of a graph made elsewhere

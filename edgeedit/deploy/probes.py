@@ -57,12 +57,12 @@ def expectations(encoder: Encoder, delta: Delta | None, bundle: Bundle) -> Array
     return run_encoder(edited_encoder(encoder, delta, bundle.precision), bundle.probes())
 
 
-def deployed_expectations(encoder: Encoder, bundle: Bundle, weights: Mapping[str, Array]) -> Array:
-    """Features on the bundle's probes, float32 (n, width), of the encoder with the deployed tensors `weights` (deployed name ->
-    array, all of the bundle's) in the place of its own: int8 codes as scale * code, every other dtype widened.
+def deployed_values(parameters: Mapping[str, Array], bundle: Bundle, weights: Mapping[str, Array]) -> dict[str, Array]:
+    """`parameters` (name -> float32) with the deployed tensors `weights` (deployed name -> array, all of the bundle's) in the place
+    of those that they hold: int8 codes as scale * code, every other dtype widened.
 
     Raises InputError when the scales of an int8 tensor are missing or do not fit."""
-    values = parameter_values(encoder, "float32")
+    values = dict(parameters)
     for tensor in bundle.tensor_map.tensors:
         if not tensor.parameter:
             continue
@@ -71,6 +71,12 @@ def deployed_expectations(encoder: Encoder, bundle: Bundle, weights: Mapping[str
             value = decode_codes(value, tensor, weights)
         single = widen(value)
         values[tensor.parameter] = np.ascontiguousarray(single.T if tensor.transposed else single).reshape(values[tensor.parameter].shape)
+    return values
+
+
+def deployed_expectations(encoder: Encoder, bundle: Bundle, weights: Mapping[str, Array]) -> Array:
+    """Features on the bundle's probes, float32 (n, width), of the encoder with `deployed_values`."""
+    values = deployed_values(parameter_values(encoder, "float32"), bundle, weights)
     return run_encoder(with_values(encoder, values), bundle.probes())
 
 

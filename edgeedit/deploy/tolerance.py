@@ -25,6 +25,8 @@ SAFETY = 4.0  # tolerance = this many times the measured difference, so that ano
 # Least tolerance and largest difference, both times the RMS of the features; an int8 graph computes in float32.
 FLOOR: Mapping[str, float] = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 8e-3, "int8": 1e-5}
 ABSURD: Mapping[str, float] = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 0.25, "int8": 1e-3}
+# Of a graph that is run for its structure; a bfloat16 one is run in float32, where only its constants are rounded.
+STRUCTURE: Mapping[str, float] = {**ABSURD, "bfloat16": 5e-2}
 
 
 def scale_of(features: Array) -> float:
@@ -41,13 +43,14 @@ def half_features(encoder: Encoder, values: Mapping[str, Array], precision: str,
 
 
 def tolerance_of(expected: Array, others: Iterable[Array | None], precision: str) -> float:
-    """The tolerance (output units) that covers `others`; raises InputError when one is absurdly far from `expected`."""
+    """The tolerance (output units) that covers `others`, computed in other ways from the same weights; raises InputError when one is
+    not finite or absurdly far from `expected`: no probe could then prove anything."""
     scale, worst = scale_of(expected), 0.0
-    for other in others:
-        worst = max(worst, difference(expected, other).max_abs if other is not None else 0.0)
+    for other in (o for o in others if o is not None):
+        worst = max(worst, difference(expected, other).max_abs if np.isfinite(other).all() else np.inf)
     if worst > ABSURD[precision] * scale:
         raise InputError(
-            f"graph disagrees with the encoder: expected at most {ABSURD[precision] * scale:.3g}, got {worst:.3g}",
-            hint="try float32; if that fails too, the exporter mistranslates this encoder",
+            f"encoder is too coarse in {precision}: expected features within {ABSURD[precision] * scale:.3g} of float32's, got {worst:.3g}",
+            hint="export in float32" if precision == "bfloat16" else "export in float32, or for a bfloat16 device",
         )
     return max(SAFETY * worst, FLOOR[precision] * scale)

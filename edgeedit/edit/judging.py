@@ -6,7 +6,10 @@ Guarantees: the weights that are judged are those a device will compute, at the 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 from edgeedit.delta import TensorDelta
 from edgeedit.edit.evaluate import features, judge, reader_labels
@@ -19,6 +22,10 @@ from edgeedit.errors import InputError
 from edgeedit.metrics import EditMetrics, SetResult
 from edgeedit.rounding import apply_delta, changed_elements
 
+Array = np.ndarray[Any, Any]
+# float32 parameters by name, and a change of them -> the weights (float32) that a device computes with after it.
+Deployed = Callable[[Mapping[str, Array], Sequence[TensorDelta]], dict[str, Array]]
+
 
 def judge_tensors(
     encoder: Encoder,
@@ -29,14 +36,18 @@ def judge_tensors(
     *,
     precision: str,
     limit: float,
+    deployed: Deployed | None = None,
 ) -> EditMetrics:
     """Metrics of `tensors` on labelled held-out `target` and `control` (unlabelled: agreement with the base).
 
-    `limit` is the allowed rise of an error (0..1).  Raises InputError when the target has no labels."""
+    `limit` is the allowed rise of an error (0..1); `deployed` as in `edit`.  Raises InputError when the target has no labels."""
     if (target.labels < 0).any():
         raise InputError("held-out target has no labels: expected a label for every image")
-    values = parameter_values(encoder, precision)
-    new = {**values, **{t.name: apply_delta(values[t.name], t) for t in tensors}}
+    values = parameter_values(encoder, precision if deployed is None else "float32")
+    if deployed is None:
+        new = {**values, **{t.name: apply_delta(values[t.name], t) for t in tensors}}
+    else:
+        values, new = deployed(values, ()), deployed(values, tensors)
     base, edited = with_values(encoder, values), with_values(encoder, new)
     results: dict[str, SetResult] = {}
     for name, shots in (("target", target), ("control", control)):

@@ -22,6 +22,7 @@ from edgeedit.delta import Delta, TensorDelta
 from edgeedit.digest import digest_file
 from edgeedit.edit.evaluate import features, judge, reader_labels
 from edgeedit.edit.gate import decide
+from edgeedit.edit.judging import Deployed
 from edgeedit.edit.locality import Locality
 from edgeedit.edit.losses import HeadLoss, TargetLoss
 from edgeedit.edit.methods.method import Method, Task
@@ -168,15 +169,18 @@ def edit(
     loss: TargetLoss | None = None,
     stored: Shots | None = None,
     device: str = "cpu",
+    deployed: Deployed | None = None,
 ) -> EditResult:
     """Edit `encoder` (left unchanged) from labelled `shots`; `control` images need no labels.
 
     `precision` is the deployed one; `limit` the allowed rise of an error (0..1); `loss` what the shots are trained on
     (default: cross-entropy of the reader); `stored` labelled images that the reader was fitted on, which only the rival
-    that fits it again may use; `device` is where training runs (judging runs on the CPU).  Raises InputError for unusable sets."""
+    that fits it again may use; `device` is where training runs (judging runs on the CPU); `deployed` gives the weights that are
+    judged where `precision` alone does not (int8).  Raises InputError for unusable sets."""
     _check(encoder, shots, control, reader, heldout, limit)
     torch.manual_seed(seed)
-    values = parameter_values(encoder, precision)
+    computed = precision if deployed is None else "float32"
+    values = parameter_values(encoder, computed)
     base = with_values(encoder, values)
     frozen = reader.digest()
     task = _task(base, values, (shots, control, stored), reader, loss or HeadLoss(reader), (seed, limit, device, progress))
@@ -186,10 +190,15 @@ def edit(
     base = base.to("cpu")
     new = {**values, **{t.name: apply_delta(values[t.name], t) for t in update.tensors}}
     new |= {name: value.astype(values[name].dtype) for name, value in update.values.items()}
+    if deployed is not None:
+        if update.values:
+            raise InputError(f"cannot judge {method.name} here: expected a change of chosen weights, got whole tensors")
+        values, new = deployed(values, ()), deployed(values, update.tensors)
+        base = with_values(encoder, values)
     edited = with_values(encoder, new)
     locality = update.locality or Locality({}, {}, np.zeros((base.blocks, base.heads)), np.zeros((base.blocks, base.heads), bool))
     # Read back from the encoder that is judged, not from what was meant to be put into it.
-    census = _census(values, parameter_values(edited, precision), locality)
+    census = _census(values, parameter_values(edited, computed), locality)
     after_reader = update.reader or reader
     if reader.digest() != frozen:
         raise EdgeEditError("reader changed during the edit: expected its weights to stay frozen, got another digest")

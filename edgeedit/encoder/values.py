@@ -26,6 +26,11 @@ Array = np.ndarray[Any, Any]
 def check_precision(precision: str) -> None:
     """Raise InputError unless `precision` is one that a parameter is rounded to (int8 codes need scales: deploy)."""
     words = [word for word in DTYPES if word != "int8"]
+    if precision == "int8":
+        raise InputError(
+            f"cannot compute with int8 codes here: expected a Bundle in {', '.join(words)}, got int8",
+            hint="use the float32 Bundle of the same encoder",
+        )
     if precision not in words:
         raise InputError(f"precision is not supported: expected one of {', '.join(words)}, got {precision}")
 

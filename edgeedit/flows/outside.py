@@ -18,8 +18,9 @@ from edgeedit.edit.readers import load_reader
 from edgeedit.edit.saving import save_judged
 from edgeedit.edit.shots import load_shots
 from edgeedit.edit.tune import Point, Search, save_plot, tune
+from edgeedit.encoder.values import check_precision
 from edgeedit.files import write_json
-from edgeedit.flows.server import encoder_of
+from edgeedit.flows.server import encoder_of, in_codes
 from edgeedit.metrics import EditMetrics
 
 
@@ -47,7 +48,9 @@ def run_import(request: ImportRequest, kind: str, out: Path) -> tuple[Imported, 
         found = from_checkpoints(encoder, read_tensors(request.source), bits=request.bits, ignore=request.ignore)
     reader, target = load_reader(request.reader_path), load_shots(request.heldout)
     control = load_shots(request.heldout_control)
-    metrics = judge_tensors(encoder, found.tensors, reader, target, control, precision=bundle.precision, limit=request.limit)
+    metrics = judge_tensors(
+        encoder, found.tensors, reader, target, control, precision=bundle.precision, limit=request.limit, deployed=in_codes(bundle)
+    )
     info = {
         "encoder": {
             "recipe": bundle.recipe,
@@ -79,6 +82,7 @@ def run_tune(
 ) -> tuple[list[Point], list[Point]]:
     """Search, then write `pareto.json` and `pareto.png` into `out`."""
     made = load_bundle(bundle)
+    check_precision(made.precision)
     out.mkdir(parents=True, exist_ok=True)
     if not search.storage:
         search = Search(search.trials, f"sqlite:///{(out / 'study.db').resolve()}", search.name, search.seed, search.steps)

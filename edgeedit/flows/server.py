@@ -5,7 +5,7 @@ Guarantees: the encoder that edits is the one the Bundle was exported from (chec
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,16 @@ import numpy as np
 
 from edgeedit.bundle import Bundle, load_bundle, save_bundle
 from edgeedit.catalog import load_profile, load_recipe
+from edgeedit.delta import Delta, TensorDelta
 from edgeedit.deploy.compare import compare
 from edgeedit.deploy.export import export_bundle
 from edgeedit.deploy.layers import compare_layers, first_drift, graph_layers, torch_layers
+from edgeedit.deploy.lower import lower
+from edgeedit.deploy.probes import deployed_values
 from edgeedit.edit.budget import Choice, parse_bytes
 from edgeedit.edit.controls import image_controls
 from edgeedit.edit.evaluate import features, reader_labels
+from edgeedit.edit.judging import Deployed
 from edgeedit.edit.losses import TargetLoss
 from edgeedit.edit.methods.budgeted import plan
 from edgeedit.edit.methods.every import LOCAL
@@ -73,6 +77,20 @@ def encoder_of(bundle: Bundle) -> Encoder:
             hint="export the bundle again from this encoder",
         )
     return encoder
+
+
+def in_codes(bundle: Bundle) -> Deployed | None:
+    """For an int8 Bundle, what its codes stand for after a change of the float32 parameters; None for every other one, whose precision
+    alone says what a device computes with.  The function raises InputError when a change moves no code."""
+    if bundle.precision != "int8":
+        return None
+    base, made_for = bundle.weights(), {"source_digest": bundle.source_digest, "precision": bundle.precision}
+
+    def deployed(values: Mapping[str, Array], tensors: Sequence[TensorDelta]) -> dict[str, Array]:
+        new = lower(Delta(tuple(tensors), {"encoder": made_for}), bundle, base, values).new if tensors else {}
+        return deployed_values(values, bundle, {**base, **new})
+
+    return deployed
 
 
 def fit_reader(images: Path, bundle: Path, out: Path, *, kind: str) -> tuple[Reader, float]:
@@ -162,7 +180,8 @@ def run_edit(
     method = _method(request)
     if request.budget is not None:
         size = parse_bytes(request.budget)
-        method, choices = plan(encoder, shots, reader, method, precision=bundle.precision, budget=size)
+        precision = "float32" if bundle.precision == "int8" else bundle.precision
+        method, choices = plan(encoder, shots, reader, method, precision=precision, budget=size)
         budget_rows(choices, say)
     result = edit(
         encoder,
@@ -176,9 +195,10 @@ def run_edit(
         limit=request.limit,
         progress=progress,
         loss=loss,
+        deployed=in_codes(bundle),
     )
     if isinstance(reader, VlmReader):
-        result = with_controls(result, encoder, reader, heldout, bundle.precision, request.seed)
+        result = with_controls(result, encoder, reader, heldout, bundle, request.seed)
     result.save(out)
     return result
 
@@ -202,15 +222,19 @@ def _reader(
     return reader, AnswerLoss(reader, closed=request.vlm_loss == "closed"), heldout
 
 
-def with_controls(result: EditResult, encoder: Encoder, reader: VlmReader, heldout: HeldOut, precision: str, seed: int) -> EditResult:
+def with_controls(result: EditResult, encoder: Encoder, reader: VlmReader, heldout: HeldOut, bundle: Bundle, seed: int) -> EditResult:
     """The result with the image controls of the base on the held-out control set, where it is labelled, and of the edited
     encoder on the target set, and the digest of the language side, in its record."""
     rows: dict[str, Any] = {"language_digest": reader.side.digest(), "prompt": reader.side.prompt}
     if heldout.control is not None and heldout.control.classes:
         labels = reader_labels(heldout.control, reader)
         rows["base_on_control"] = image_controls(encoder, reader, labels, result.features_before["control"], seed).to_json()
-    values = parameter_values(encoder, precision)
-    edited = with_values(encoder, {**values, **{t.name: apply_delta(values[t.name], t) for t in result.delta.tensors}})
+    if deployed := in_codes(bundle):
+        new = deployed(parameter_values(encoder, "float32"), result.delta.tensors)
+    else:
+        values = parameter_values(encoder, bundle.precision)
+        new = {**values, **{t.name: apply_delta(values[t.name], t) for t in result.delta.tensors}}
+    edited = with_values(encoder, new)
     labels = reader_labels(heldout.target, reader)
     rows["edited_on_target"] = image_controls(edited, reader, labels, result.features_after["target"], seed).to_json()
     info = {**result.info, "vlm": rows}

@@ -69,6 +69,8 @@ def session_options(ort: Any, plan: SessionPlan) -> Any:
     options.log_severity_level = 3
     if not plan.prepack:
         options.add_session_config_entry("session.disable_prepacking", "1")
+    # Else int8 codes are fused into a product that rounds its activations to int8 too, which no server evaluated.
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
     return options
 
 

@@ -80,7 +80,7 @@ def run_vlm_seed(server: Server, side: LanguageSide, sets: elpv.Scenario, progre
         progress=progress,
         loss=AnswerLoss(reader),
     )
-    result = with_controls(result, server.encoder, reader, held, server.bundle.precision, sets.seed)
+    result = with_controls(result, server.encoder, reader, held, server.bundle, sets.seed)
     shapes = image_controls(server.encoder, unrelated, sets.unrelated_heldout.labels, result.features_before["unrelated"], sets.seed)
     if result.metrics.gate.verdict == "fail":
         run = refused(server, sets.seed, result)
