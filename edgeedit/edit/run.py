@@ -25,7 +25,7 @@ from edgeedit.edit.gate import decide
 from edgeedit.edit.judging import Deployed
 from edgeedit.edit.locality import Locality
 from edgeedit.edit.losses import HeadLoss, TargetLoss
-from edgeedit.edit.methods.method import Method, Task
+from edgeedit.edit.methods.method import Method, Task, Update
 from edgeedit.edit.quantize import survival
 from edgeedit.edit.readers import Reader
 from edgeedit.edit.saving import save_judged
@@ -180,7 +180,7 @@ def edit(
     _check(encoder, shots, control, reader, heldout, limit)
     torch.manual_seed(seed)
     computed = precision if deployed is None else "float32"
-    values = parameter_values(encoder, computed)
+    values: Mapping[str, Array] = parameter_values(encoder, computed)
     base = with_values(encoder, values)
     frozen = reader.digest()
     task = _task(base, values, (shots, control, stored), reader, loss or HeadLoss(reader), (seed, limit, device, progress))
@@ -188,13 +188,8 @@ def edit(
     update = method.update(task)
     seconds = time.perf_counter() - start
     base = base.to("cpu")
-    new = {**values, **{t.name: apply_delta(values[t.name], t) for t in update.tensors}}
-    new |= {name: value.astype(values[name].dtype) for name, value in update.values.items()}
-    if deployed is not None:
-        if update.values:
-            raise InputError(f"cannot judge {method.name} here: expected a change of chosen weights, got whole tensors")
-        values, new = deployed(values, ()), deployed(values, update.tensors)
-        base = with_values(encoder, values)
+    values, new = _judged(values, update, deployed)
+    base = base if deployed is None else with_values(encoder, values)
     edited = with_values(encoder, new)
     locality = update.locality or Locality({}, {}, np.zeros((base.blocks, base.heads)), np.zeros((base.blocks, base.heads), bool))
     # Read back from the encoder that is judged, not from what was meant to be put into it.
@@ -218,6 +213,18 @@ def edit(
     }
     patch = Delta(update.tensors, info) if update.tensors else None
     return EditResult(patch, metrics, before, after, info, update.values, after_reader, update.payload)
+
+
+def _judged(values: Mapping[str, Array], update: Update, deployed: Deployed | None) -> tuple[Mapping[str, Array], Mapping[str, Array]]:
+    """The weights before and after that a device computes with."""
+    if deployed is None:
+        new = {**values, **{t.name: apply_delta(values[t.name], t) for t in update.tensors}}
+        return values, new | {name: value.astype(values[name].dtype) for name, value in update.values.items()}
+    if update.values:
+        raise InputError(
+            "cannot judge int8 codes of whole tensors: expected a method that changes chosen weights", hint="judge it in float32"
+        )
+    return deployed(values, ()), deployed(values, update.tensors)
 
 
 def _task(
