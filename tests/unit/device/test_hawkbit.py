@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from hawkbit_stub import Action, Hawkbit, deployment
-from update_repository import SITE, Repository, make_rollout, withdrawn
+from plant import Plant, found_plant
+from update_repository import make_rollout, withdrawn
 
 from edgeedit.device.agent import Agent
-from edgeedit.device.runtime import Runtime
 from edgeedit.device.store import Store
 from edgeedit.device.updates import load_settings, make_source
 from edgeedit.errors import EdgeEditError, InputError, UnreachableError
@@ -24,59 +24,23 @@ from edgeedit.ota.client.session import DisagreementError, UnfitError
 
 
 @dataclasses.dataclass
-class Plant:
-    """A provisioned store, a signed repository with one open release, a scheduler, and the agent's settings."""
+class Scheduled(Plant):
+    """A camera, and the stub that schedules it."""
 
-    world: Any
-    at: Path
-    repository: Repository
     server: Hawkbit
-    rollout: Any
-
-    @property
-    def store(self) -> Path:
-        return self.at / "store"
-
-    def publish(self) -> None:
-        self.repository.write(self.at / "tree")
 
     def assign(self, digest: str, *, state: str = "running", size: int = 0, **changes: Any) -> Action:
         self.server.actions[len(self.server.actions) + 1] = action = Action(deployment(f"{digest}.eep", {}, size, **changes), state)
         return action
 
-    def agent(self) -> Agent:
-        source, _ = make_source(load_settings(self.at / "agent.toml"), self.store, 60.0)
-        return Agent(self.store, source)
-
-    def once(self) -> str:
-        with self.agent() as agent:
-            return agent.once().did
-
-    def take(self) -> None:
-        with Runtime(self.store, threads=1, poll_seconds=0) as runtime:
-            runtime.step()
-
 
 @pytest.fixture
-def plant(world: Any, tmp_path: Path) -> Iterator[Plant]:
-    Store.create(tmp_path / "store", world.bundle.path, [world.public], device="cam-1").close()
-    repository = Repository(now=int(time.time()))
-    parent = world.bundle.fingerprint
-    data = world.patch(1)
-    rollout = repository.ship(data, parent=parent, result=world.mark(world.weights), issued=int(time.time()))
-    (tmp_path / "root.json").write_bytes(repository.root_bytes())
-    (tmp_path / "token").write_text("secret\n")
+def plant(world: Any, tmp_path: Path) -> Iterator[Scheduled]:
     with Hawkbit() as server:
-        (tmp_path / "agent.toml").write_text(
-            f'source = "tree"\nsite = "{SITE}"\nroot = "root.json"\nscheduler = "hawkbit"\n'
-            f'[hawkbit]\nurl = "{server.url}"\ntoken = "token"\n'
-        )
-        made = Plant(world, tmp_path, repository, server, rollout)
-        made.publish()
-        yield made
+        yield Scheduled(**vars(found_plant(world, tmp_path, server.url, "secret")), server=server)
 
 
-def test_nothing_is_installed_before_hawkbit_says_so_then_it_is_told(plant: Plant) -> None:
+def test_nothing_is_installed_before_hawkbit_says_so_then_it_is_told(plant: Scheduled) -> None:
     assert plant.once() == "nothing", "an open release was taken without the scheduler"
     assert plant.server.attributes["profile"] == "linux-cpu"
     action = plant.assign(plant.rollout.patch.sha256, size=plant.rollout.patch.length)
@@ -91,7 +55,7 @@ def test_nothing_is_installed_before_hawkbit_says_so_then_it_is_told(plant: Plan
     assert not any("cdn" in path or "elsewhere" in path for _, path in plant.server.log)
 
 
-def test_a_patch_that_its_probes_reject_is_a_failure_with_the_reason(plant: Plant) -> None:
+def test_a_patch_that_its_probes_reject_is_a_failure_with_the_reason(plant: Scheduled) -> None:
     plant.world.weights = {name: array.copy() for name, array in plant.world.bundle.weights().items()}
     data = plant.world.patch(2, wrong_probe=True)
     plant.repository.add_rollout(
@@ -109,7 +73,7 @@ def test_a_patch_that_its_probes_reject_is_a_failure_with_the_reason(plant: Plan
 
 
 @pytest.mark.parametrize("way", ["no role", "release role alone", "ml role alone", "another length"])
-def test_what_the_roles_do_not_both_name_is_refused_and_told(plant: Plant, way: str, tree: Any) -> None:
+def test_what_the_roles_do_not_both_name_is_refused_and_told(plant: Scheduled, way: str, tree: Any) -> None:
     data, size = b"not signed for", 0
     digest = hashlib.sha256(data).hexdigest()
     if way == "release role alone":
@@ -129,7 +93,7 @@ def test_what_the_roles_do_not_both_name_is_refused_and_told(plant: Plant, way: 
     assert Store.open(plant.store).current() == (before, None)
 
 
-def test_an_artifact_that_names_no_patch_and_one_for_another_base(plant: Plant) -> None:
+def test_an_artifact_that_names_no_patch_and_one_for_another_base(plant: Scheduled) -> None:
     action = plant.assign("nothing")
     with plant.agent() as agent, pytest.raises(EdgeEditError):
         agent.once()
@@ -143,7 +107,7 @@ def test_an_artifact_that_names_no_patch_and_one_for_another_base(plant: Plant) 
     assert caught.value.exit_code == 4 and action.result == "failure"
 
 
-def test_hawkbit_can_delay_and_choose_but_not_allow(plant: Plant) -> None:
+def test_hawkbit_can_delay_and_choose_but_not_allow(plant: Scheduled) -> None:
     """A paused release stays paused, a window that is shut stays shut, and both stay open at the server."""
     plant.repository.add_rollout(dataclasses.replace(plant.rollout, state="paused", sequence=2))
     plant.publish()
@@ -157,7 +121,7 @@ def test_hawkbit_can_delay_and_choose_but_not_allow(plant: Plant) -> None:
     assert plant.once() == "staged"
 
 
-def test_cancel_is_accepted_before_and_rejected_after_staging(plant: Plant) -> None:
+def test_cancel_is_accepted_before_and_rejected_after_staging(plant: Scheduled) -> None:
     action = plant.assign(plant.rollout.patch.sha256, state="canceling")
     assert plant.once() == "nothing" and action.result == "cancelled"
     action = plant.assign(plant.rollout.patch.sha256)
@@ -174,7 +138,7 @@ def test_cancel_is_accepted_before_and_rejected_after_staging(plant: Plant) -> N
     assert action.result == "success"
 
 
-def test_consent_is_given_only_to_what_is_signed(plant: Plant) -> None:
+def test_consent_is_given_only_to_what_is_signed(plant: Scheduled) -> None:
     action = plant.assign("d" * 64, state="waiting")
     plant.once()
     assert action.words == ["denied"]
@@ -184,7 +148,7 @@ def test_consent_is_given_only_to_what_is_signed(plant: Plant) -> None:
     assert action.words[0] == "confirmed"
 
 
-def test_a_signed_withdrawal_is_obeyed_while_the_scheduler_is_away_or_hostile(plant: Plant) -> None:
+def test_a_signed_withdrawal_is_obeyed_while_the_scheduler_is_away_or_hostile(plant: Scheduled) -> None:
     plant.assign(plant.rollout.patch.sha256)
     plant.once()
     plant.take()
@@ -198,7 +162,7 @@ def test_a_signed_withdrawal_is_obeyed_while_the_scheduler_is_away_or_hostile(pl
         agent.once()
 
 
-def test_the_servers_pause_is_kept(plant: Plant) -> None:
+def test_the_servers_pause_is_kept(plant: Scheduled) -> None:
     source, every = make_source(load_settings(plant.at / "agent.toml"), plant.store, 60.0)
     assert callable(every) and every() == 60.0
     with Agent(plant.store, source) as agent:
@@ -206,7 +170,7 @@ def test_the_servers_pause_is_kept(plant: Plant) -> None:
     assert every() == 300.0
 
 
-def test_the_command_and_its_options(plant: Plant) -> None:
+def test_the_command_and_its_options(plant: Scheduled) -> None:
     from edgeedit.cli.main import cli
 
     text = (plant.at / "agent.toml").read_text().partition("scheduler")[0]
