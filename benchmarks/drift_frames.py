@@ -104,12 +104,25 @@ class Camera:
         weights = self.bundle.weights()
         self._base = {name: np.array(weights[name]) for name in new}
 
+    def picture(self, cell: Cell, change: str = "", strength: float = 0.0, seed: int = 0) -> Array:
+        """What the camera takes, uint8 (3, size, size)."""
+        size = self.bundle.preprocess.size
+        picture = open_image(cell.path).resize((size, size), Image.Resampling.BICUBIC)
+        return np.asarray(changed(picture, change, strength, seed) if change else picture).transpose(2, 0, 1)
+
+    def known(self, some: list[Cell], change: str = "", strength: float = 0.0, seed: int = 0, tower: str = "base") -> bool:
+        """Whether `pool` was made before, so that the weights need not be loaded."""
+        return self._path(some, change, strength, seed, tower).exists()
+
+    def _path(self, some: list[Cell], change: str, strength: float, seed: int, tower: str) -> Path:
+        key = repr((self.bundle.fingerprint, [c.path.name for c in some], change, strength, seed, tower))
+        return CACHE / f"{digest_bytes(key.encode())[:24]}.npz"
+
     def pool(self, some: list[Cell], change: str = "", strength: float = 0.0, seed: int = 0, tower: str = "base") -> Pool:
         """What the running weights, called `tower`, give; from build/drift/ when it was made before."""
-        key = repr((self.bundle.fingerprint, [c.path.name for c in some], change, strength, seed, tower))
-        path = CACHE / f"{digest_bytes(key.encode())[:24]}.npz"
+        path = self._path(some, change, strength, seed, tower)
         if not path.exists():
-            rows = [self._answer(cell, change, strength, seed) for cell in some]
+            rows = [self._answer(self.picture(cell, change, strength, seed)) for cell in some]
             CACHE.mkdir(parents=True, exist_ok=True)
             features, images, seconds = (np.stack([row[i] for row in rows]) for i in range(3))
             np.savez(path, features=features, images=images, seconds=seconds)
@@ -117,13 +130,8 @@ class Camera:
         labels, groups = np.array([c.label for c in some]), np.array([c.group for c in some])
         return Pool(stored["features"], stored["images"], stored["seconds"], labels, groups)
 
-    def _answer(self, cell: Cell, change: str, strength: float, seed: int) -> tuple[Array, Array, float]:
-        size = self.bundle.preprocess.size
-        picture = open_image(cell.path).resize((size, size), Image.Resampling.BICUBIC)
-        if change:
-            picture = changed(picture, change, strength, seed)
-        planes = np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))[None]
-        pixels = to_pixels(planes, self.bundle.preprocess)
+    def _answer(self, picture: Array) -> tuple[Array, Array, float]:
+        pixels = to_pixels(picture[None], self.bundle.preprocess)
         start = time.perf_counter()
         output = self._engine.run(pixels)
-        return output[0], image_signals(planes)[0], time.perf_counter() - start
+        return output[0], image_signals(picture[None])[0], time.perf_counter() - start

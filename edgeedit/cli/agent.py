@@ -65,3 +65,21 @@ def collect(store: Path, as_json: bool) -> None:
     with Store.open(store) as opened:
         done = opened.collect()
     emit(done.to_json(), f"removed {done.removed} files, {done.freed_bytes} bytes; {done.kept} patches kept", as_json=as_json)
+
+
+@click.group()
+def shots() -> None:
+    """Frames that a monitor kept for the next edit."""
+
+
+@shots.command("export")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("-o", "--out", "out", required=True, type=click.Path(path_type=Path), help="New folder: images, shots.jsonl, to-label.jsonl.")
+@json_option
+def export_kept(folder: Path, out: Path, as_json: bool) -> None:
+    """Copy the frames of FOLDER (a Collection) with the operators' verdicts as labels; the others wait for a label."""
+    from edgeedit.device.monitor.collect import export_shots
+
+    counts = export_shots(folder, out)
+    text = f"{out}: {counts['labelled']} with an operator's verdict (shots.jsonl), {counts['to_label']} without one (to-label.jsonl)"
+    emit({"out": str(out), **counts}, text, as_json=as_json)

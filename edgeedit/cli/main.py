@@ -48,6 +48,7 @@ COMMANDS = {
     "rollback": ("edgeedit.cli.device", "rollback", "Return to the former generation, bit for bit."),
     "agent": ("edgeedit.cli.agent", "agent", "Poll for releases, fetch, verify and stage them (a service)."),
     "collect": ("edgeedit.cli.agent", "collect", "Remove patches that no kept generation names."),
+    "shots": ("edgeedit.cli.agent", "shots", "Make a set of the frames that a monitor kept."),
     "build-engine": ("edgeedit.cli.device", "build_engine", "Build and prove the TensorRT engine on this device."),
     "bench": ("edgeedit.cli.device", "bench", "Measure frames before, during and after a swap on this device."),
     "doctor": ("edgeedit.cli.device", "doctor", "Check this machine and a store; says how to fix what is wrong."),

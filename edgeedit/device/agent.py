@@ -110,7 +110,9 @@ class Agent:
         """One poll, and one delivery of receipts whatever the poll gave.  Raises what the poll or a fetch raises, after the delivery."""
         try:
             did = self._round()
-        except EdgeEditError:
+        except EdgeEditError as failure:
+            if isinstance(failure, IntegrityError):
+                self._store.note_refusal(failure.message)
             self._tell()
             raise
         told, error = self._tell()
@@ -177,6 +179,8 @@ class Agent:
         except (IntegrityError, MismatchError) as error:
             # It will not fit at the next poll either: tell why, and do not fetch it again.
             store.receipts.note(order.release, "reverted", order.patch, reason=error.message)
+            if isinstance(error, IntegrityError):
+                store.note_refusal(error.message)
             _clear(folder)
             return Report("refused", order.release, 0, error.message)
         _clear(folder)

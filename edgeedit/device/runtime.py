@@ -34,7 +34,7 @@ from edgeedit.device.prepare import check_memory, copies, prepare, probe_inputs,
 from edgeedit.device.proof import Expected, probe
 from edgeedit.device.state import Generation
 from edgeedit.device.store import Store
-from edgeedit.digest import TensorDigest
+from edgeedit.digest import TensorDigest, digest_array
 from edgeedit.errors import EdgeEditError, InputError, RefusedError, RevertedError
 from edgeedit.patch.read import Patch
 
@@ -111,7 +111,7 @@ class Runtime:
         self._anchor = self._store.anchor()
         self._monitor = monitor
         if monitor is not None:
-            monitor.attach(self._store, engine)
+            monitor.attach(self._store, engine, self._check)
         self._thread = threading.Thread(target=self._follow, name="edgeedit-runtime", daemon=True)
         if poll_seconds > 0:
             self._thread.start()
@@ -151,10 +151,23 @@ class Runtime:
             self._monitor.note(generation, pixels, output, seconds)
         return Answer(output, generation, on_trial)
 
-    def override(self) -> None:
-        """An operator changed the verdict on a frame: told to the monitor, if there is one."""
+    def override(self, pixels: Array | None = None, verdict: str = "", group: str = "") -> None:
+        """An operator changed the verdict on a frame: told to the monitor, if there is one.  `pixels` as given to `run`, the right
+        `verdict` (a class name) and the `group` of the part are for its collection of shots."""
         if self._monitor is not None:
-            self._monitor.override()
+            self._monitor.override(pixels, verdict, group)
+
+    def _check(self, number: int) -> str:
+        """What is wrong with the live weights: one tensor each time, so that all have their turn; "" where it is what it should be."""
+        for _ in range(2):
+            digests = self._digests
+            row = digests[sorted(digests)[number % len(digests)]]
+            if digest_array(self.engine.weights[row.name]) == row.sha256:
+                return ""
+            # A swap or its undo meanwhile explains a difference; after it one more look decides.
+            with self._turn, self._frame:
+                changed = self._digests is not digests
+        return "" if changed else f"tensor {row.name} is not that of generation {self.generation}"
 
     def step(self) -> Swap | None:
         """One poll: take what the store offers; returns the change that was made, if any."""
@@ -309,10 +322,8 @@ class Runtime:
         with self._turn, self._frame:
             start = time.perf_counter()
             commit()
-            self.generation, self.on_trial = change.generation, on_trial
-            elapsed = _since(start)
-        self._digests = change.digests
-        return elapsed
+            self.generation, self.on_trial, self._digests = change.generation, on_trial, change.digests
+            return _since(start)
 
 
 @dataclass(frozen=True)

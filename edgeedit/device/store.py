@@ -39,6 +39,7 @@ from edgeedit.patch.read import Patch, read_unverified
 
 DATABASE, BASE, OBJECTS, TRUST = "state.sqlite", "base", "objects", "trust"
 _NO_KEY = "without a key every patch is refused"
+REFUSED = "signature refused"  # in the history
 
 
 class Store:
@@ -158,6 +159,19 @@ class Store:
         with self._read() as db:
             rows = db.execute("SELECT time, generation, event, reason FROM history ORDER BY number").fetchall()
         return [dict(zip(("time", "generation", "event", "reason"), row, strict=True)) for row in rows]
+
+    def note_refusal(self, reason: str) -> None:
+        """Record that something was refused for its signature or integrity; once, however often it is tried in a row."""
+        with self._write() as db:
+            last = db.execute("SELECT event, reason FROM history ORDER BY number DESC LIMIT 1").fetchone()
+            if last != (REFUSED, reason):
+                state.record_event(db, state.read_head(db).id, REFUSED, reason)
+
+    def refusals(self, after: int) -> list[tuple[int, str]]:
+        """(number, reason) of the refusals recorded since number `after`, oldest first."""
+        query = "SELECT number, reason FROM history WHERE event = ? AND number > ? ORDER BY number"
+        with self._read() as db:
+            return [(int(number), str(reason)) for number, reason in db.execute(query, (REFUSED, after))]
 
     def patch(self, digest: str) -> Patch:
         """A stored patch, read and verified again; raises IntegrityError when the object was changed."""

@@ -17,6 +17,7 @@ _HELP = {
     "edgeedit_windows_total": ("counter", "Windows judged."),
     "edgeedit_overrides_total": ("counter", "Verdicts that an operator changed."),
     "edgeedit_monitor_errors_total": ("counter", "Errors inside the monitor."),
+    "edgeedit_monitor_cpu_seconds_total": ("counter", "CPU time of the monitor's thread."),
     "edgeedit_events_total": ("counter", "Events by kind."),
     "edgeedit_generation": ("gauge", "Generation that answers."),
     "edgeedit_calibrated": ("gauge", "1 when clean days are learnt."),

@@ -15,7 +15,7 @@ import os
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,18 @@ import numpy as np
 
 from edgeedit.device.monitor.baseline import Baseline, Clean, learn, load_baseline, moved, save_baseline
 from edgeedit.device.monitor.cause import LEVEL, Cause, Reader, find_cause, harm
+from edgeedit.device.monitor.collect import Collection
 from edgeedit.device.monitor.detector import Call, Detector, Rate
+from edgeedit.device.monitor.gather import Gatherer
 from edgeedit.device.monitor.metrics import Figures, exposition, temperature, write_textfile
+from edgeedit.device.monitor.outlets import Event, Outlet
 from edgeedit.device.monitor.projection import Projection, image_signals, to_picture
 from edgeedit.device.monitor.reservoir import Kept, Reservoir, pack
 from edgeedit.device.monitor.shadow import Make, Shadow
 from edgeedit.device.monitor.signals import KINDS, Window
 from edgeedit.device.store import Store
 from edgeedit.errors import EdgeEditError
+from edgeedit.limits import MAX_REASON_CHARS
 
 Array = np.ndarray[Any, Any]
 MONTH_SECONDS = 30 * 86_400
@@ -40,17 +44,6 @@ _QUEUE, _RECENT, _EVENTS = 64, 64, 1000  # sampled frames that wait, frames kept
 _KEPT_BYTES = 16 << 20  # of packed pictures of clean days
 _NICE = 10
 _LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Event:
-    """`kind` is applied, reverted, probe_fail, signature_refused, drift_warn, drift_alarm, cause (what an alarm was put down to),
-    not_finite or learnt; Unix `time`."""
-
-    kind: str
-    generation: int
-    reason: str
-    time: float
 
 
 @dataclass(frozen=True)
@@ -64,7 +57,7 @@ class _Frame:
 class Monitor:
     """Settings: a frame is taken every `every` seconds; `frames` make a window; the first `learn` windows are clean days.  `rate` is the
     probability of a false alarm in a camera's month.  `reader` turns features (n, width) into logits; `act` allows reverts.  `state` is
-    the file that keeps what was learnt across restarts."""
+    the file that keeps what was learnt across restarts; `collection` keeps frames for the next shots; `outlets` get events and figures."""
 
     def __init__(  # noqa: PLR0913 - settings, all by name
         self,
@@ -78,11 +71,14 @@ class Monitor:
         state: Path | None = None,
         textfile: Path | None = None,
         on_event: Callable[[Event], None] | None = None,
+        outlets: Sequence[Outlet] = (),
+        collection: Collection | None = None,
         background: bool = True,
     ) -> None:
         self._reader, self._every, self._frames, self._learn = reader, every, frames, learn
         self._rate = Rate(max(1, int(MONTH_SECONDS / (max(every, 1e-3) * frames))), rate, max(rate, 0.5))
         self._act, self._state, self._textfile, self._on_event, self._background = act, state, textfile, on_event, background
+        self._outlets, self._gatherer = tuple(outlets), Gatherer(collection) if collection is not None else None
         self.events: deque[Event] = deque(maxlen=_EVENTS)
         self.errors: Counter[str] = Counter()
         self.calibrated_on = -1  # generation of the clean days
@@ -99,14 +95,17 @@ class Monitor:
         self._pictures: list[bytes] = []  # packed, of clean days
         self._cleans: dict[int, Clean] = {}  # what each of the last generations says of them
         self._detector: Detector | None = None
-        self._generation, self._median = 0, 0.0
+        self._generation, self._median, self._spent = 0, 0.0, 0.0
 
     # What the Runtime calls.
-    def attach(self, store: Store, make: Make | None) -> None:
-        """Begin to watch a Runtime of `store`; `make` is the application's own engine, None the Bundle's."""
+    def attach(self, store: Store, make: Make | None, check: Callable[[int], str] | None = None) -> None:
+        """Begin to watch a Runtime of `store`; `make` is the application's own engine, None the Bundle's; `check` says of a number of a
+        live tensor what is wrong with it."""
         self._store, self._bundle, self._shadow = store, store.bundle, Shadow(store, make)
         self._project = Projection(store.bundle.output_width)
+        self._check, self._checked = check, 0
         self._generation = store.head().id
+        self._refused = max((number for number, _ in store.refusals(0)), default=0)
         self._remember()
         if self._background:
             self._thread = threading.Thread(target=self._follow, name="edgeedit-monitor", daemon=True)
@@ -118,6 +117,11 @@ class Monitor:
         self._wake.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
+        for outlet in self._outlets:
+            try:
+                outlet.close()
+            except Exception as error:  # noqa: BLE001 - an outlet's fault is no reason to keep the application
+                self._failed(error)
 
     def note(self, generation: int, pixels: Array, output: Array, seconds: float) -> None:
         """One answer; copies a frame that is due and returns."""
@@ -139,10 +143,16 @@ class Monitor:
         except Exception as error:  # noqa: BLE001 - whatever fails here, the frame is answered
             self._failed(error)
 
-    def override(self) -> None:
-        """An operator changed a verdict."""
+    def override(self, pixels: Array | None = None, verdict: str = "", group: str = "") -> None:
+        """An operator changed a verdict; `pixels` (1, 3, s, s) with the right `verdict` go to the collection, if there is one."""
         self._counts["overrides"] += 1
         self._overridden += 1
+        if self._gatherer is not None and pixels is not None:
+            try:
+                self._gatherer.override(pixels, verdict, group, self._generation)
+                self._wake.set()
+            except Exception as error:  # noqa: BLE001 - whatever was handed in, the line goes on
+                self._failed(error)
 
     def swapped(self, generation: int, state: str, reason: str, exit_code: int) -> None:
         """The Runtime changed its generation, or would not."""
@@ -154,6 +164,11 @@ class Monitor:
     # The monitor's own thread.
     def work(self) -> None:
         """Take what waits; without `background` the application calls this."""
+        if self._gatherer is not None:
+            try:
+                self._gatherer.overridden(self._bundle.preprocess)
+            except Exception as error:  # noqa: BLE001 - a full disk ends no watch
+                self._failed(error)
         while self._queue:
             try:
                 self._take(self._queue.popleft())
@@ -170,6 +185,7 @@ class Monitor:
             self._wake.wait(1.0)
             self._wake.clear()
             self.work()
+            self._spent = time.thread_time()
 
     def _failed(self, error: Exception) -> None:
         self.errors[type(error).__name__] += 1
@@ -177,14 +193,15 @@ class Monitor:
             _LOG.exception("the monitor failed; frames go on", exc_info=error)
 
     def _tell(self, kind: str, generation: int, reason: str) -> None:
-        event = Event(kind, generation, reason, time.time())
+        event = Event(kind, generation, reason[:MAX_REASON_CHARS], time.time())
         self.events.append(event)
         self._counts[f"event {kind}"] += 1
-        if self._on_event is not None:
-            try:
-                self._on_event(event)
-            except Exception as error:  # noqa: BLE001 - the application's own function
-                self._failed(error)
+        for told in (self._on_event, *(outlet.event for outlet in self._outlets)):
+            if told is not None:
+                try:
+                    told(event)
+                except Exception as error:  # noqa: BLE001 - the application's own function, or a full disk
+                    self._failed(error)
 
     def _take(self, frame: _Frame) -> None:
         if frame.generation != self._generation:
@@ -192,7 +209,18 @@ class Monitor:
         self._window.append(frame)
         if len(self._window) == self._frames:
             self._judge(*self._close_window())
+            self._look()
             self._write()
+
+    def _look(self) -> None:
+        """What can be looked at beside the frames: refusals that the agent recorded, and one live tensor after the other."""
+        for number, reason in self._store.refusals(self._refused):
+            self._refused = number
+            self._tell("signature_refused", self._generation, reason)
+        wrong = self._check(self._checked) if self._check is not None else ""
+        self._checked += 1
+        if wrong:
+            self._tell("weights_changed", self._generation, wrong)
 
     def _close_window(self) -> tuple[Window, list[bytes]]:
         frames, hits = self._window, min(self._overridden, self._frames)
@@ -206,7 +234,13 @@ class Monitor:
         self._counts["windows"] += 1
         said = self._said(features)
         overridden = np.arange(len(frames)) < hits
-        return Window(said.rows, image_signals(pictures), seconds, said.verdicts, said.margins, overridden), packed
+        window = Window(said.rows, image_signals(pictures), seconds, said.verdicts, said.margins, overridden)
+        if self._gatherer is not None:
+            try:
+                self._gatherer.window(pictures, window, self._generation, self._baseline)
+            except EdgeEditError as error:
+                self._failed(error)
+        return window, packed
 
     def _said(self, features: Array) -> Clean:
         verdicts, margins = np.full(len(features), -1), np.full(len(features), np.nan, dtype=np.float32)
@@ -313,6 +347,8 @@ class Monitor:
             self._failed(error)
             return
         self._tell("cause", head.id, f"{cause.verdict}: {cause.reason}")
+        if cause.verdict == "world" and self._gatherer is not None:
+            self._gatherer.world_changed()
         if cause.verdict == "patch":
             self._revert(f"{alarms[0].signal}: {cause.reason}")
 
@@ -335,6 +371,7 @@ class Monitor:
             "edgeedit_windows_total": counts["windows"],
             "edgeedit_overrides_total": counts["overrides"],
             "edgeedit_monitor_errors_total": sum(self.errors.values()),
+            "edgeedit_monitor_cpu_seconds_total": self._spent,
             "edgeedit_generation": self._generation,
             "edgeedit_calibrated": int(self._detector is not None),
             "edgeedit_frame_seconds": self._median,
@@ -346,8 +383,11 @@ class Monitor:
         return Figures(plain, {"edgeedit_events_total": ("kind", events), "edgeedit_drift_ratio": ("signal", sums)})
 
     def _write(self) -> None:
-        if self._textfile is not None:
-            try:
-                write_textfile(self._textfile, exposition(self.figures()))
-            except (OSError, EdgeEditError) as error:
-                self._failed(error)
+        figures = self.figures()
+        try:
+            if self._textfile is not None:
+                write_textfile(self._textfile, exposition(figures))
+            for outlet in self._outlets:
+                outlet.figures(figures)
+        except (OSError, EdgeEditError) as error:
+            self._failed(error)

@@ -169,6 +169,9 @@ def test_it_goes_on_after_errors_and_asks_a_source_that_is_away_less_often(store
     assert len(heard) == 7 and all(isinstance(error, EdgeEditError) for error in heard)
     assert 0 <= pauses[0] <= 2 and pauses[4] > 4 * 10 and all(8 <= pause <= 12 for pause in pauses[6:])
     assert len(set(pauses[6:])) == 2, "polls are not jittered"
+    # What was forged is in the history once, for a monitor to tell; what was away is not.
+    with Store.open(store) as opened:
+        assert [reason for _, reason in opened.refusals(0)] == ["forged"]
 
 
 def _update_repository() -> Any:

@@ -171,7 +171,8 @@ def test_errors_are_counted_and_never_raised(store: Path) -> None:
 
 
 def test_the_textfile_is_what_prometheus_reads(store: Path, tmp_path: Path, serve: Callable[..., None]) -> None:
-    parser = pytest.importorskip("prometheus_client.parser")
+    from prometheus_client import parser
+
     monitor = _monitor(learn=64, textfile=tmp_path / "edgeedit.prom")
     with Runtime(store, poll_seconds=0, health=QUICK, monitor=monitor) as runtime:
         runtime.override()
@@ -182,6 +183,26 @@ def test_the_textfile_is_what_prometheus_reads(store: Path, tmp_path: Path, serv
     assert {s.labels["signal"] for s in families["edgeedit_drift_ratio"].samples} >= {"psi", "ks", "mmd", "mix", "margin", "brightness"}
     assert all(name.startswith("edgeedit_") and not name.endswith(("_ms", "_mb", "_percent")) for name in families)
     assert [p.name for p in tmp_path.glob(".edgeedit*")] == []
+
+
+def test_a_live_tensor_that_changes_by_itself_and_a_refusal_of_the_agent_are_told(world: Any, store: Path, serve: Any) -> None:
+    monitor = _monitor()
+    with Runtime(store, poll_seconds=0, health=QUICK, monitor=monitor) as runtime, Store.open(store) as opened:
+        serve(runtime, monitor, 16 * 4)
+        _stage(store, world.patch(5))
+        runtime.step()
+        opened.note_refusal("patch signature is wrong")
+        opened.note_refusal("patch signature is wrong")
+        serve(runtime, monitor, 16 * 4)
+        assert [(e.kind, e.reason) for e in monitor.events] == [("applied", ""), ("signature_refused", "patch signature is wrong")]
+        # A bit of memory flips: each of the three tensors is looked at within as many windows.
+        runtime.engine.weights["second"].view(np.uint32)[0, 0] ^= 1 << 20
+        serve(runtime, monitor, 16 * 3)
+        assert [(e.kind, e.reason) for e in monitor.events][2:] == [("weights_changed", "tensor second is not that of generation 1")]
+    again = _monitor()
+    with Runtime(store, poll_seconds=0, health=QUICK, monitor=again) as runtime:
+        serve(runtime, again, 16 * 4)
+        assert not again.events and not again.errors
 
 
 def test_the_thread_takes_frames_by_itself(store: Path) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
+from scipy import stats
 
 from edgeedit.device.monitor.detector import ALLOWANCE, Detector, Rate, calibrate
 from edgeedit.device.monitor.projection import PROJECTED, Projection
 from edgeedit.device.monitor.signals import Expected
 from edgeedit.device.monitor.statistics import Cusum, bin_edges, bin_shares, binomial_tail, ks, mmd, mmd_test, psi
-
-stats = pytest.importorskip("scipy.stats")
 
 
 @pytest.fixture
@@ -52,21 +53,25 @@ def test_permutation_p_is_uniform_without_a_difference() -> None:
     assert stats.kstest(p, "uniform").pvalue > 0.01
 
 
-def test_cusum_equals_the_page_hinkley_of_river() -> None:
-    drift = pytest.importorskip("river.drift")
-    rng = np.random.default_rng(2)
-    values = np.concatenate([rng.normal(size=300), rng.normal(1.5, 1.0, 60)])
-    theirs = drift.PageHinkley(min_instances=1, delta=0.5, threshold=8.0, alpha=1.0, mode="up")
-    ours, total, found, wanted = Cusum(1, 0.5), 0.0, None, None
-    for number, value in enumerate(values, start=1):
-        total += value
-        # River subtracts the running mean itself.
-        if ours.step(np.array([value - total / number]))[0] > 8.0 and found is None:
-            found = number
-        theirs.update(value)
-        if theirs.drift_detected and wanted is None:
-            wanted = number
-    assert found is not None and found == wanted > 300
+# river has no release for 3.10.
+if sys.version_info >= (3, 11):
+
+    def test_cusum_equals_the_page_hinkley_of_river() -> None:
+        from river import drift
+
+        rng = np.random.default_rng(2)
+        values = np.concatenate([rng.normal(size=300), rng.normal(1.5, 1.0, 60)])
+        theirs = drift.PageHinkley(min_instances=1, delta=0.5, threshold=8.0, alpha=1.0, mode="up")
+        ours, total, found, wanted = Cusum(1, 0.5), 0.0, None, None
+        for number, value in enumerate(values, start=1):
+            total += value
+            # River subtracts the running mean itself.
+            if ours.step(np.array([value - total / number]))[0] > 8.0 and found is None:
+                found = number
+            theirs.update(value)
+            if theirs.drift_detected and wanted is None:
+                wanted = number
+        assert found is not None and found == wanted > 300
 
 
 @pytest.mark.parametrize(("hits", "trials", "chance"), [(0, 10, 0.1), (3, 10, 0.1), (14, 64, 0.1), (64, 64, 0.5)])

@@ -1,0 +1,157 @@
+"""The cause part of `drift.py`: a real Monitor decides over bad patches, new lamps and good patches.
+
+Each camera has learnt its clean days under the base; then a generation answers.  A bad patch must be reverted; a real edit must be kept, in
+an unchanged world and under a new lamp.  The Store is a stand-in with two generations; what each of them says of a frame was computed
+beforehand by the engine itself and is looked up by the picture, also in shadow.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from drift_frames import Camera, Pool, cells
+from drift_line import FRAMES, ORDERS, RATE, Line
+
+from edgeedit.device.monitor.baseline import save_baseline
+from edgeedit.device.monitor.monitor import Monitor
+from edgeedit.device.monitor.projection import to_pixels
+from edgeedit.device.monitor.reservoir import pack
+from edgeedit.edit.readers import Reader
+from edgeedit.flows.elpv import Cell
+
+Array = np.ndarray[Any, Any]
+STRENGTHS = (0.1, 0.15, 0.2, 0.3, 0.5, 0.8, 1.2)
+FLIPS = 0.125  # share of development verdicts: from here on a patch counts as deliberately bad
+BEFORE, PATIENCE = 8, 40  # windows under the patch before the lamp changes, and after
+KINDS = ("bad patch", "new lamp under a good patch", "good patch, same world")
+
+
+class Desk:
+    """What a Monitor asks its Store for: the base and one patch on it.  Also the shadow: `answers` holds packed picture -> features
+    of generations 0 and 1."""
+
+    def __init__(self, camera: Camera, answers: Sequence[Mapping[bytes, Array]]) -> None:
+        self.bundle, self.reverted, self._answers = camera.bundle, "", answers
+
+    def head(self) -> Any:
+        """The running generation."""
+        return SimpleNamespace(id=0, parent=None) if self.reverted else SimpleNamespace(id=1, parent=0)
+
+    def revert(self, number: int, reason: str) -> bool:
+        """Note it."""
+        self.reverted = reason
+        return number == 1
+
+    def parent(self, number: int) -> int | None:
+        """Of a generation."""
+        return 0 if number else None
+
+    def features(self, number: int, pictures: Sequence[bytes]) -> Array:
+        """What a generation says."""
+        return np.stack([self._answers[number][picture] for picture in pictures])
+
+
+class Case:
+    """One camera: clean frames under base and patch, and changed ones."""
+
+    def __init__(self, camera: Camera, reader: Reader, some: list[Cell], tower: str) -> None:
+        self._camera, self._reader, self._cells = camera, reader, some
+        self._answers: tuple[dict[bytes, Array], dict[bytes, Array]] = ({}, {})
+        self.base, self.patched = camera.pool(some), camera.pool(some, tower=tower)
+        self.pixels, self._packed = self._frames(self.base, self.patched)
+
+    def _frames(self, base: Pool, patched: Pool, *change: Any) -> tuple[Array, list[bytes]]:
+        pictures = np.stack([self._camera.picture(cell, *change) for cell in self._cells[: len(base.features)]])
+        packed = [pack(picture) for picture in pictures]
+        for known, pool in zip(self._answers, (base, patched), strict=True):
+            known.update(zip(packed, pool.features, strict=True))
+        return to_pixels(pictures, self._camera.bundle.preprocess), packed
+
+    def run(self, seed: int, folder: Path, lamp: tuple[Pool, Pool, float] | None) -> tuple[Desk, Monitor]:
+        """Learn, swap, go on; with `lamp` (pools of base and patch, gain) the world changes after some windows."""
+        line = Line(self.base, self._reader, ORDERS[seed % 2], seed)
+        desk = Desk(self._camera, self._answers)
+        state = folder / "state.npz"
+        about = {"bundle": desk.bundle.fingerprint, "frames": FRAMES, "every": 0.0, "rate": RATE, "generation": 0}
+        save_baseline(state, line.learn(), about, [self._packed[i] for i in line.kept])
+        monitor = Monitor(reader=self._reader.logits_numpy, every=0.0, frames=FRAMES, rate=RATE, state=state, background=False)
+        monitor.attach(desk, None)  # type: ignore[arg-type]
+        monitor._shadow = desk  # type: ignore[assignment]
+        self._serve(monitor, desk, self.patched, self.pixels, seed, BEFORE if lamp else PATIENCE)
+        if lamp:
+            pixels, _ = self._frames(lamp[0], lamp[1], "lamp", lamp[2], seed)
+            self._serve(monitor, desk, lamp[1], pixels, seed, PATIENCE)
+        return desk, monitor
+
+    def _serve(self, monitor: Monitor, desk: Desk, pool: Pool, pixels: Array, seed: int, windows: int) -> None:
+        rng = np.random.default_rng(seed + 1000)
+        for _ in range(windows * FRAMES):
+            if desk.reverted:
+                return
+            at = int(rng.integers(len(pool.features)))
+            monitor.note(1, pixels[at][None], pool.features[at][None], float(pool.seconds[at]))
+            monitor.work()
+
+
+def bad_tower(camera: Camera, reader: Reader, seed: int, development: list[Cell], some: list[Cell]) -> tuple[str, float, float]:
+    """(tower, strength, flips on development cells) of the weakest bad patch of a seed; its answers are in the cache afterwards."""
+    usual = reader.logits_numpy(camera.pool(development).features).argmax(axis=1)
+    for strength in STRENGTHS:
+        tower = f"bad-{seed}-{strength}"
+        if not (camera.known(development, tower=tower) and camera.known(some, tower=tower)):
+            camera.load(camera.bad(seed, strength))
+        flips = float((reader.logits_numpy(camera.pool(development, tower=tower).features).argmax(axis=1) != usual).mean())
+        if flips >= FLIPS or strength == STRENGTHS[-1]:
+            camera.pool(some, tower=tower)
+            break
+    camera.load({})
+    return tower, strength, flips
+
+
+def lamp_pools(camera: Camera, some: list[Cell], seed: int) -> tuple[Pool, Pool, float]:
+    """Frames under a new lamp, of the base and of the real edit."""
+    gain = round(float(np.random.default_rng(seed).uniform(0.55, 0.9)), 3)
+    args = ("lamp", gain, seed)
+    base = camera.pool(some, *args)
+    if not camera.known(some, *args, tower="good"):
+        camera.load(camera.good())
+    patched = camera.pool(some, *args, tower="good")
+    camera.load({})
+    return base, patched, gain
+
+
+def cause_rows(camera: Camera, reader: Reader, *, quick: bool) -> Iterator[dict[str, Any]]:
+    """One row for each kind."""
+    some = cells("mono", development=False, count=24 if quick else 300)
+    development = cells("mono", development=True, count=24 if quick else 80)
+    if not camera.known(some, tower="good"):
+        camera.load(camera.good())
+        camera.pool(some, tower="good")
+        camera.load({})
+    for kind in KINDS:
+        cameras, right, causes = [], 0, Counter[str]()
+        for seed in range(1 if quick else 20):
+            about: dict[str, Any] = {"seed": seed}
+            tower, lamp = "good", None
+            if kind == KINDS[0]:
+                tower, about["strength"], about["development_flips"] = bad_tower(camera, reader, seed, development, some)
+            elif kind == KINDS[1]:
+                lamp = lamp_pools(camera, some[:96], seed)
+                about["gain"] = lamp[2]
+            case = Case(camera, reader, some, tower)
+            with tempfile.TemporaryDirectory(prefix="drift-") as folder:
+                desk, monitor = case.run(seed, Path(folder), lamp)
+            about |= {"reverted": desk.reverted, "alarms": [e.reason for e in monitor.events if e.kind == "drift_alarm"]}
+            about |= {"frames": int(monitor.figures().plain["edgeedit_frames_total"]), "errors": dict(monitor.errors)}
+            verdicts = [e.reason.split(":")[0] for e in monitor.events if e.kind == "cause"]
+            causes.update(verdicts[:1])
+            kept = not desk.reverted and (bool(about["alarms"]) or lamp is None)
+            right += bool(desk.reverted) if kind == KINDS[0] else kept
+            cameras.append(about)
+        yield {"part": "cause", "what": kind, "seeds": len(cameras), "right": right, "causes": dict(causes), "cameras": cameras}
