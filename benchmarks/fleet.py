@@ -5,8 +5,9 @@
 
 A camera is `edgeedit.ota.client`: it polls (`session.poll`, its own cache and floors), fetches and verifies the patch, and posts its signed
 receipts to `edgeedit fleet serve`.  nginx serves the tree.  The swap is SIMULATED: a camera says `confirmed`, or `reverted` when it is
-every 50th by the release's rank.  Caches lie in /dev/shm where there is one, as 5,000 cameras have 5,000 flashes.  The whole fleet polls at
-each release's first stage and at the last; in between, those that the stage takes and as many others as witnesses, who must take nothing.
+every 50th by the release's rank.  Caches, tree and ledger lie in /dev/shm where there is one, as 5,000 cameras have 5,000 flashes.  The
+whole fleet polls at each release's first stage and at the last; in between, those that the stage takes and as many others as witnesses, who
+must take nothing.  Each of a few processes plays its share of the cameras over connections that it keeps open; the ledger syncs as always.
 
 Run: python benchmarks/fleet.py [--quick] [--json FILE]
 """
@@ -14,11 +15,11 @@ Run: python benchmarks/fleet.py [--quick] [--json FILE]
 from __future__ import annotations
 
 import argparse
+import bisect
 import contextlib
 import hashlib
 import json
 import math
-import multiprocessing
 import os
 import platform
 import resource
@@ -29,32 +30,27 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from fleet_cameras import BASE, PROFILE, SITE, Fleet, World
 from securesystemslib.signer import CryptoSigner
 
 from edgeedit.errors import GateError
-from edgeedit.ota.client.carriers import post
-from edgeedit.ota.client.link import Link
-from edgeedit.ota.client.receipts import Receipt, sign_receipt
 from edgeedit.ota.client.rollout import Conditions, Device, PatchTarget, Rollout, decide, rank
-from edgeedit.ota.client.session import Config, fetch, poll
 from edgeedit.ota.server import release, repository
 from edgeedit.ota.server.ledger import Enrolled, Ledger
 from edgeedit.ota.server.places import FolderPlace
 from edgeedit.ota.server.signers import as_repository_key
 from edgeedit.ota.server.tree import Tree
 
-SITE, PROFILE, SEED = "plant", "linux-cpu", "fleet"
-BASE = "0" * 64
+SEED = "fleet"
 RESULT = {"r1": "1" * 64, "r2": "2" * 64}
 STAGES = ("canary=5", "early=5%", "quarter=25%", "all=100%")
 ONE_IN, LIMIT_SHARE = 50, 0.003  # 2 % fail; r1 halts at this share of the fleet
-GOAL_SECONDS, GOAL_RSS_MB, WORKERS = 120.0, 60.0, 2
+GOAL_SECONDS, GOAL_RSS_MB, MOST = 120.0, 60.0, 10_000
 NGINX = """daemon off; worker_processes 1; pid {at}/nginx.pid; error_log {at}/error.log crit;
 events {{ worker_connections 256; }}
 http {{ access_log off; client_body_temp_path {at}; proxy_temp_path {at}; fastcgi_temp_path {at}; uwsgi_temp_path {at}; scgi_temp_path {at};
@@ -72,74 +68,6 @@ with Agent(store, TufSource(settings, store), make_delivery(settings)) as agent:
 peak = next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
 print(json.dumps({"did": did, "rss_mb": round(peak / 1024, 1)}))
 """
-
-
-@dataclass
-class Camera:
-    """What one camera keeps: the store's half of the client."""
-
-    device: Device
-    running: str = BASE
-    floors: dict[str, int] = field(default_factory=dict)
-    refused: frozenset[str] = frozenset()
-    spoken: int = 0
-
-    def floor(self, name: str) -> int:
-        """See `Floors`."""
-        return self.floors.get(name, 0)
-
-    def raise_floors(self, values: Mapping[str, int]) -> None:
-        """See `Floors`."""
-        for name, value in values.items():
-            self.floors[name] = max(value, self.floor(name))
-
-
-@dataclass(frozen=True)
-class World:
-    """What every camera shares: addresses, trust, the folder of caches, who fails, and the key (one for all, to spare the setup)."""
-
-    source: str
-    receiver: str
-    root: bytes
-    folder: Path
-    fails: Mapping[str, frozenset[str]]
-    key: bytes
-
-
-def visit(world: World, camera: Camera) -> tuple[Camera, str]:
-    """One round of a camera: poll, obey, tell.  Returns what it did: nothing, confirmed, reverted or returned."""
-    device, cache = camera.device, world.folder / camera.device.id
-    config = Config(world.source, cache, world.root, SITE, device, camera.running, refused=camera.refused)
-    offer = poll(config, camera, time.time())
-    if offer is None:
-        return camera, "nothing"
-    patch, name = offer.rollout.patch.sha256, offer.rollout.release
-    if offer.action == "return":
-        camera.running, said, reason = BASE, ["reverted"], "withdrawn"
-        done = "returned"
-    else:
-        fetch(offer, cache).unlink()
-        done = "reverted" if device.id in world.fails[name] else "confirmed"
-        said, reason = ["offered", "verified", "staged", done], "probe failed" if done == "reverted" else ""
-        if done == "confirmed":
-            camera.running = offer.rollout.result
-        else:
-            camera.refused |= {patch}
-    signer, lines = _signer(world.key), []
-    for state in said:
-        camera.spoken += 1
-        told = reason if state == "reverted" else ""
-        lines.append(sign_receipt(Receipt(device.id, name, camera.spoken, state, patch, 1, told, int(time.time())), signer))
-    post(world.receiver, lines, link=Link())
-    return camera, done
-
-
-def _signer(raw: bytes) -> CryptoSigner:
-    return CryptoSigner(Ed25519PrivateKey.from_private_bytes(raw))
-
-
-def _visit(job: tuple[World, Camera]) -> tuple[Camera, str]:
-    return visit(*job)
 
 
 class Desk:
@@ -187,37 +115,18 @@ class Desk:
         return release.read_rollout(self.tree(), SITE, name)
 
 
-@dataclass
-class Fleet:
-    """The cameras and the processes that play them."""
-
-    world: World
-    cameras: dict[str, Camera]
-    pool: Any
-    polls: int = 0
-
-    def visit(self, devices: Sequence[Device]) -> dict[str, list[str]]:
-        """One round of these cameras; ids by what they did."""
-        found: dict[str, list[str]] = {}
-        jobs = ((self.world, self.cameras[device.id]) for device in devices)
-        for camera, did in self.pool.imap_unordered(_visit, jobs, chunksize=8):
-            self.cameras[camera.device.id] = camera
-            found.setdefault(did, []).append(camera.device.id)
-        self.polls += len(devices)
-        return found
+def takers(desk: Desk, document: Rollout) -> list[Device]:
+    """The cameras that the document as published takes now, in the order of the desk."""
+    now = int(time.time())
+    return [device for device in desk.order if decide(document, device, now).action == "take"]
 
 
 def stage(desk: Desk, fleet: Fleet, document: Rollout, *, everybody: bool) -> dict[str, Any]:
     """Let a stage's cameras come (and witnesses); counts beside what the document asked for."""
-    now = int(time.time())
     wanted = document.stages[document.opened - 1].count
-    takes = [device for device in desk.order if decide(document, device, now).action == "take"]
-    fresh = [
-        device
-        for device in takes
-        if fleet.cameras[device.id].running == BASE and not fleet.cameras[device.id].refused & {document.patch.sha256}
-    ]
-    others = [device for device in desk.order if device not in set(takes)]
+    takes = takers(desk, document)
+    fresh, known = fleet.fresh(takes), {device.id for device in takes}
+    others = [device for device in desk.order if device.id not in known]
     found = fleet.visit([*fresh, *(others if everybody else others[: len(fresh)])])
     took = {name for did in ("confirmed", "reverted") for name in found.get(did, ())}
     exact = len(takes) == wanted and took == {device.id for device in fresh}
@@ -226,11 +135,9 @@ def stage(desk: Desk, fleet: Fleet, document: Rollout, *, everybody: bool) -> di
 
 def halted(desk: Desk, fleet: Fleet, limit: int) -> dict[str, Any]:
     """r1 until the limit: the healthy cameras of the stage first, then the failing ones one by one, judged after each."""
-    document = desk.read("r1")
-    takes = [device for device in desk.order if decide(document, device, int(time.time())).action == "take"]
-    fresh = [d for d in takes if fleet.cameras[d.id].running == BASE and not fleet.cameras[d.id].refused & {document.patch.sha256}]
+    fresh = fleet.fresh(takers(desk, desk.read("r1")))
     bad = [device for device in fresh if device.id in fleet.world.fails["r1"]]
-    fleet.visit([device for device in fresh if device not in set(bad)])
+    fleet.visit([device for device in fresh if device.id not in fleet.world.fails["r1"]])
     verdicts = {}
     while True:
         standing = release.judge(desk.read("r1"), desk.ledger)
@@ -258,8 +165,9 @@ def scenario(desk: Desk, fleet: Fleet) -> dict[str, Any]:
     desk.advance("r1")
     halt = halted(desk, fleet, limit)
     release.withdraw(desk.tree(), SITE, "r1", desk.ring, desk.ledger)
-    holders = [d for d in desk.order if fleet.cameras[d.id].running == RESULT["r1"]]
+    holders = [device for device in desk.order if device.id in fleet.holders]
     back = fleet.visit(holders)
+    fleet.begin()
     withdrawn = {"holders": len(holders), "returned": len(back.get("returned", ()))}
     document = desk.start("r2", desk.count)
     for number in range(len(STAGES)):
@@ -333,17 +241,32 @@ def run(folder: Path, count: int) -> dict[str, Any]:
     take = [sys.executable, "-m", "edgeedit.cli.main", "fleet", "serve", "--ledger", folder / "ledger.db", "--port", home]
     before = cpu_seconds()
     with served(nginx, f"{source}/metadata/1.root.json"), served(take, f"{receiver}/healthz"):
-        with multiprocessing.get_context("spawn").Pool(WORKERS) as pool:
-            fleet = Fleet(world, {device.id: Camera(device) for device in desk.devices}, pool)
+        with Fleet(world, desk.devices) as fleet:
+            fleet.visit([])  # until every process is there
             start = time.perf_counter()
             value = scenario(desk, fleet)
             value["seconds"], value["polls"] = round(time.perf_counter() - start, 1), fleet.polls
-            pool.close()
-            pool.join()
         value["agent"] = agent_rss(folder, source, receiver)
     value["cpu_seconds"] = round(cpu_seconds() - before, 1)
-    value["history_rows"] = desk.ledger.verify_history()[0]
+    value["history_rows"], value["exact_sizes"] = desk.ledger.verify_history()[0], exact_sizes(MOST)
     return value
+
+
+def exact_sizes(limit: int) -> int:
+    """Of fleets of 1 to `limit` cameras: how many have a canary of exactly min(5, n), then of max(that, ceil(n / 20)), by the cut-offs
+    that cameras compare their ranks with."""
+    wanted = [release.parse_wanted(text) for text in ("canary=5", "early=5%")]
+    order: list[tuple[str, Device]] = []
+    ranks: list[str] = []
+    exact = 0
+    for n in range(1, limit + 1):
+        device = Device(f"cam-{n}", PROFILE, "a")
+        at = bisect.bisect(ranks, rank(SEED, device.id))
+        ranks.insert(at, rank(SEED, device.id))
+        order.insert(at, (ranks[at], device))
+        counts = [bisect.bisect(ranks, stage.cutoff) + len(stage.devices) for stage in release.plan_ranked(wanted, order)]
+        exact += counts == [min(5, n), max(min(5, n), math.ceil(n / 20))]
+    return exact
 
 
 def goals(value: dict[str, Any], count: int) -> list[dict[str, Any]]:
@@ -357,6 +280,7 @@ def goals(value: dict[str, Any], count: int) -> list[dict[str, Any]]:
     rows = [
         ("seconds", f"< {GOAL_SECONDS:.0f}", value["seconds"], value["seconds"] < GOAL_SECONDS),
         ("CPU seconds of all processes", f"< {2 * GOAL_SECONDS:.0f}", value["cpu_seconds"], value["cpu_seconds"] < 2 * GOAL_SECONDS),
+        ("canary exact for fleets of 1 to 10,000", MOST, value["exact_sizes"], value["exact_sizes"] == MOST),
         ("counts exact", expected, [row["takers"] for row in value["stages"]], exact),
         ("halt at the threshold", halt["limit"], halt["halted_at"], stopped and halt["advance_refused"]),
         ("withdrawal obeyed", value["withdrawn"]["holders"], value["withdrawn"]["returned"], back),
@@ -369,11 +293,11 @@ def goals(value: dict[str, Any], count: int) -> list[dict[str, Any]]:
 def main() -> int:
     """Run, print, write; 1 when a goal is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="1,000 cameras")
+    parser.add_argument("--quick", action="store_true", help="600 cameras")
     parser.add_argument("--cameras", type=int, help="another size, a multiple of 50, at least 400")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    count = options.cameras or (1000 if options.quick else 5000)
+    count = options.cameras or (600 if options.quick else 5000)
     memory = Path("/dev/shm")  # noqa: S108
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
         value = run(Path(folder), count)

@@ -33,6 +33,7 @@ else:
 if TYPE_CHECKING:
     from edgeedit.ota.client.link import Link
     from edgeedit.ota.client.session import Offer
+    from edgeedit.ota.client.transport import Transport
 
 CACHE = "updates"
 _WORDS = {
@@ -112,6 +113,7 @@ class TufSource:
         self._settings, self._cache = settings, store / CACHE
         self._link = make_link(settings)
         self._offer: Offer | None = None
+        self._transport: Transport | None = None  # a poll's connection, kept for the fetch that follows it
         try:
             self._root = settings.root.read_bytes()
         except OSError as error:
@@ -123,6 +125,7 @@ class TufSource:
         Raises what `edgeedit.ota.client.session.poll` raises."""
         from edgeedit.ota.client.rollout import Device
         from edgeedit.ota.client.session import Config, poll
+        from edgeedit.ota.client.transport import open_transport
 
         settings = self._settings
         config = Config(
@@ -138,7 +141,13 @@ class TufSource:
             link=self._link,
             wanted=wanted,
         )
-        self._offer = poll(config, floors, now)
+        self._hang_up()
+        self._offer, self._transport = None, open_transport(settings.source, self._link)
+        try:
+            self._offer = poll(config, floors, now, self._transport)
+        finally:
+            if self._offer is None or self._offer.action != "install" or situation.trial:
+                self._hang_up()  # no fetch follows
         if self._offer is None:
             return None
         rollout = self._offer.rollout
@@ -152,7 +161,15 @@ class TufSource:
 
         if self._offer is None or self._offer.rollout.patch.sha256 != order.patch:
             raise RefusedError(f"nothing to fetch: expected an offer of {order.patch[:12]}, got none", hint="poll again")
-        return fetch(self._offer, folder)
+        try:
+            return fetch(self._offer, folder, self._transport)
+        finally:
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+        self._transport = None
 
     def length(self) -> int:
         """Bytes of the patch of the last offer; 0 when there was none."""

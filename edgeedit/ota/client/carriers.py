@@ -55,10 +55,10 @@ def open_carrier(place: str, link: Link, *, site: str, device: str) -> Carrier:
     return partial(put_files, Path(place), device=device)
 
 
-def post(base: str, batch: Sequence[bytes], *, link: Link) -> None:
-    """POST one envelope a line to `base/receipts`.  The answer must account for every receipt, so that a captive portal that answers
-    200 to everything is not taken for the receiver.  Raises UnreachableError (exit 8) or IntegrityError (exit 5)."""
-    pool = make_pool(link)
+def post(base: str, batch: Sequence[bytes], *, link: Link, pool: urllib3.PoolManager | None = None) -> None:
+    """POST one envelope a line to `base/receipts`, over `pool` (which stays open) where there is one.  The answer must account for every
+    receipt, so that a captive portal that answers 200 to everything is not taken for the receiver.  Raises UnreachableError (exit 8) or IntegrityError (exit 5)."""
+    kept, pool = pool is not None, pool or make_pool(link)
     url = f"{base.rstrip('/')}/receipts"
     try:
         headers = {"Content-Type": "application/x-ndjson"}
@@ -68,7 +68,8 @@ def post(base: str, batch: Sequence[bytes], *, link: Link) -> None:
     except (urllib3.exceptions.HTTPError, OSError) as error:
         raise UnreachableError(f"cannot send receipts to {url}: {type(error).__name__}", hint=_HINT) from error
     finally:
-        pool.clear()
+        if not kept:
+            pool.clear()
     if answer.status != 200:
         raise UnreachableError(f"cannot send receipts to {url}: got HTTP {answer.status}", hint=_HINT)
     try:

@@ -7,6 +7,7 @@ removed or inserted row of the audit log, and a changed receipt, is found by `ve
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,58 +22,14 @@ from securesystemslib.signer import SSlibKey
 from edgeedit.errors import EdgeEditError, InputError, IntegrityError, RefusedError, UnreachableError
 from edgeedit.ota.client.receipts import Receipt, verify_receipt
 from edgeedit.ota.client.rollout import Device
+from edgeedit.ota.server import history
+from edgeedit.ota.server.tables import CONTENT, FIRST_HASH, audit, batch_digest, devices, openings, read_key, receipts, seal
 from edgeedit.ota.server.tree import Clock, utc_now
 
-FIRST_HASH = "0" * 64
 FINAL = ("confirmed", "reverted", "withdrawn")
+MAX_TOGETHER = 512  # receipts in one transaction
+_Id = tuple[str, int]  # device, sequence
 _LOCK = 0x65646765  # PostgreSQL advisory lock of whoever appends to the audit log
-
-metadata = sa.MetaData()
-devices = sa.Table(
-    "device",
-    metadata,
-    sa.Column("id", sa.String(128), primary_key=True),
-    sa.Column("site", sa.String(128), nullable=False, index=True),
-    sa.Column("profile", sa.String(128), nullable=False),
-    sa.Column("line", sa.String(128), nullable=False),
-    sa.Column("labels", sa.Text, nullable=False),
-    sa.Column("key", sa.Text, nullable=False),
-)
-receipts = sa.Table(
-    "receipt",
-    metadata,
-    sa.Column("device", sa.String(128), sa.ForeignKey("device.id"), primary_key=True),
-    sa.Column("sequence", sa.BigInteger, primary_key=True),
-    sa.Column("release", sa.String(128), nullable=False, index=True),
-    sa.Column("state", sa.String(16), nullable=False),
-    sa.Column("patch", sa.String(64), nullable=False),
-    sa.Column("generation", sa.BigInteger, nullable=False),
-    sa.Column("reason", sa.Text, nullable=False),
-    sa.Column("time", sa.BigInteger, nullable=False),
-    sa.Column("received", sa.BigInteger, nullable=False),
-    sa.Column("digest", sa.String(64), nullable=False),
-    sa.Column("envelope", sa.LargeBinary, nullable=False),
-    sa.Column("batch", sa.BigInteger, nullable=False, index=True),
-)
-openings = sa.Table(
-    "opening",
-    metadata,
-    sa.Column("site", sa.String(128), primary_key=True),
-    sa.Column("release", sa.String(128), primary_key=True),
-    sa.Column("stage", sa.String(128), primary_key=True),
-    sa.Column("opened", sa.BigInteger, nullable=False),
-)
-audit = sa.Table(
-    "audit",
-    metadata,
-    sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
-    sa.Column("time", sa.BigInteger, nullable=False),
-    sa.Column("event", sa.String(64), nullable=False),
-    sa.Column("subject", sa.String(256), nullable=False),
-    sa.Column("data", sa.Text, nullable=False),
-    sa.Column("previous", sa.String(64), nullable=False),
-    sa.Column("hash", sa.String(64), nullable=False),
-)
 
 
 @dataclass(frozen=True)
@@ -91,12 +48,6 @@ class Ingested:
     accepted: int = 0
     known: int = 0
     refused: list[str] = field(default_factory=list)
-
-
-def seal(previous: str, row: Mapping[str, Any]) -> str:
-    """The hash of an audit row: SHA-256 over the former hash and the canonical JSON of number, time, event, subject and data."""
-    body = json.dumps([row[key] for key in ("number", "time", "event", "subject", "data")], separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(f"{previous}\n{body}".encode()).hexdigest()
 
 
 class Ledger:
@@ -182,71 +133,75 @@ class Ledger:
 
     def fleet(self, site: str | None = None, profile: str | None = None) -> list[Enrolled]:
         """Enrolled devices in the order of their ids."""
-        query = sa.select(devices).order_by(devices.c.id)
-        if site is not None:
-            query = query.where(devices.c.site == site)
-        if profile is not None:
-            query = query.where(devices.c.profile == profile)
         with self.engine.connect() as db:
-            return [_enrolled(row) for row in db.execute(query)]
+            return [_enrolled(row) for row in db.execute(_of(site, profile))]
+
+    def devices(self, site: str | None = None, profile: str | None = None) -> list[Device]:
+        """The same without their sites and keys, which cost more to read than all the rest."""
+        with self.engine.connect() as db:
+            return [_device(row) for row in db.execute(_of(site, profile))]
 
     def ingest(self, envelopes: Iterable[bytes]) -> Ingested:
-        """Take receipts in; each is verified first, and one that is refused does not hold up the others."""
-        keys: dict[str, SSlibKey | None] = {}
-
-        def key_of(device: str) -> SSlibKey | None:
-            if device not in keys:
-                row = db.execute(sa.select(devices).where(devices.c.id == device)).first()
-                keys[device] = None if row is None else _enrolled(row).key
-            return keys[device]
-
-        done = Ingested()
-        with self.transaction() as db:
-            fresh: dict[tuple[str, int], dict[str, Any]] = {}
-            for envelope in envelopes:
-                try:
-                    receipt = verify_receipt(envelope, key_of)
-                    self._sort(db, receipt, envelope, fresh, done)
-                except EdgeEditError as error:
-                    done.refused.append(error.message)
-            done.accepted = len(fresh)
-            rows = [fresh[key] for key in sorted(fresh)]
-            if rows:
-                number = self.append(db, "receipts", f"{len(rows)} receipts", {"count": len(rows), "digest": _batch_digest(rows)})
-                db.execute(receipts.insert(), [{**row, "batch": number} for row in rows])
-            if done.refused:
-                self.append(db, "receipts refused", f"{len(done.refused)} receipts", {"reasons": sorted(set(done.refused))[:20]})
+        """Take receipts in, up to MAX_TOGETHER in one transaction; each is verified first, and one that is refused does not hold up the
+        others.  What it returns for is durable; raises what `transaction` raises, and then earlier transactions stay."""
+        done, rest = Ingested(), iter(envelopes)
+        while part := list(itertools.islice(rest, MAX_TOGETHER)):
+            self._ingest(part, done)
         return done
 
+    def _ingest(self, envelopes: list[bytes], done: Ingested) -> None:
+        refused: list[str] = []
+        with self.transaction() as db:
+            key_of, verified = _Keys(db), []
+            for envelope in envelopes:
+                try:
+                    verified.append((verify_receipt(envelope, key_of), envelope))
+                except EdgeEditError as error:
+                    refused.append(error.message)
+            fresh, known = self._sort(_held(db, [receipt for receipt, _ in verified]), verified, refused)
+            if fresh:
+                number = self.append(db, "receipts", f"{len(fresh)} receipts", {"count": len(fresh), "digest": batch_digest(fresh)})
+                db.execute(receipts.insert(), [{**row, "batch": number} for row in fresh])
+            if refused:
+                self.append(db, "receipts refused", f"{len(refused)} receipts", {"reasons": sorted(set(refused))[:20]})
+        done.accepted += len(fresh)
+        done.known += known
+        done.refused += refused
+
     def _sort(
-        self, db: sa.Connection, receipt: Receipt, envelope: bytes, fresh: dict[tuple[str, int], dict[str, Any]], done: Ingested
-    ) -> None:
-        """Decide whether a verified receipt is new, known, or contradicts a known one."""
-        key = (receipt.device, receipt.sequence)
-        query = sa.select(receipts).where(receipts.c.device == receipt.device, receipts.c.sequence == receipt.sequence)
-        row = fresh.get(key) or db.execute(query).mappings().first()
-        content = {name: getattr(receipt, name) for name in ("release", "state", "patch", "generation", "reason", "time")}
-        if row is None:
-            digest = hashlib.sha256(envelope).hexdigest()
-            fresh[key] = {"device": key[0], "sequence": key[1], **content, "received": self.now(), "digest": digest, "envelope": envelope}
-        elif all(row[name] == value for name, value in content.items()):
-            done.known += 1
-        else:
-            raise IntegrityError(f"device {receipt.device} signed two receipts of number {receipt.sequence}: was its store copied?")
+        self, held: Mapping[_Id, Mapping[str, Any]], verified: list[tuple[Receipt, bytes]], refused: list[str]
+    ) -> tuple[list[dict[str, Any]], int]:
+        """The new rows in the order of device and number, and how many receipts are known; one that contradicts a known one is refused."""
+        fresh: dict[_Id, dict[str, Any]] = {}
+        known = 0
+        for receipt, envelope in verified:
+            key = (receipt.device, receipt.sequence)
+            content = {name: getattr(receipt, name) for name in CONTENT}
+            row = fresh.get(key) or held.get(key)
+            if row is None:
+                digest = hashlib.sha256(envelope).hexdigest()
+                named = {"device": key[0], "sequence": key[1], "received": self.now(), "digest": digest, "envelope": envelope}
+                fresh[key] = {**named, **content}
+            elif all(row[name] == value for name, value in content.items()):
+                known += 1
+            else:
+                refused.append(f"device {receipt.device} signed two receipts of number {receipt.sequence}: was its store copied?")
+        return [fresh[key] for key in sorted(fresh)], known
 
     def outcomes(self, release: str) -> dict[str, tuple[str, str, int]]:
         """Of each device that spoke of a release: its latest state, reason, and when that was received (Unix seconds)."""
-        query = sa.select(receipts).where(receipts.c.release == release).order_by(receipts.c.device, receipts.c.sequence)
+        told = (receipts.c.device, receipts.c.state, receipts.c.reason, receipts.c.received)  # the envelopes stay on the disk
+        query = sa.select(*told).where(receipts.c.release == release).order_by(receipts.c.device, receipts.c.sequence)
         with self.engine.connect() as db:
             return {row.device: (row.state, row.reason, row.received) for row in db.execute(query)}
 
     def latest(self) -> dict[str, Receipt]:
         """The last receipt of every device that ever spoke."""
         newest = sa.select(receipts.c.device, sa.func.max(receipts.c.sequence).label("sequence")).group_by(receipts.c.device).subquery()
-        query = sa.select(receipts).join(newest, sa.and_(receipts.c.device == newest.c.device, receipts.c.sequence == newest.c.sequence))
-        names = ("device", "release", "sequence", "state", "patch", "generation", "reason", "time")
+        same = sa.and_(receipts.c.device == newest.c.device, receipts.c.sequence == newest.c.sequence)
+        query = sa.select(*(receipts.c[name] for name in ("device", "sequence", *CONTENT))).join(newest, same)
         with self.engine.connect() as db:
-            return {row["device"]: Receipt(**{n: row[n] for n in names}) for row in db.execute(query).mappings()}
+            return {row["device"]: Receipt(**row) for row in db.execute(query).mappings()}
 
     def opened(self, site: str, release: str) -> dict[str, int]:
         """When each stage of a release was opened, in Unix seconds."""
@@ -272,46 +227,48 @@ class Ledger:
 
         A cut-off end is seen only against a hash that somebody noted elsewhere: print it, sign it, keep it.
         """
-        previous = FIRST_HASH
-        rows = self.history()
-        keys = {item.device.id: item.key for item in self.fleet()}  # once: a ledger has a batch for every visit of a camera
-        for number, row in enumerate(rows, 1):
-            if row["number"] != number or row["previous"] != previous or row["hash"] != seal(previous, row):
-                raise IntegrityError(f"history was changed at row {number}", hint="compare with a copy of the ledger")
-            if row["event"] == "receipts":
-                self._verify_batch(row, keys)
-            previous = row["hash"]
-        with self.engine.connect() as db:
-            known = [row["number"] for row in rows if row["event"] == "receipts"]
-            stray = db.execute(sa.select(sa.func.count()).select_from(receipts).where(receipts.c.batch.not_in(known))).scalar_one()
-        if stray:
-            raise IntegrityError(f"{stray} receipts were added behind the history", hint="compare with a copy of the ledger")
-        return len(rows), previous
-
-    def _verify_batch(self, row: Mapping[str, Any], keys: Mapping[str, SSlibKey]) -> None:
-        query = sa.select(receipts).where(receipts.c.batch == row["number"])
-        with self.engine.connect() as db:
-            found = [dict(item) for item in db.execute(query).mappings()]
-        found.sort(key=lambda item: (item["device"], item["sequence"]))
-        told = json.loads(row["data"])
-        whole = len(found) == told["count"] and _batch_digest(found) == told["digest"]
-        names = ("release", "state", "patch", "generation", "reason", "time")
-        for item in found if whole else ():
-            receipt = verify_receipt(item["envelope"], keys.get)
-            whole = whole and all(getattr(receipt, name) == item[name] for name in names)
-        if not whole:
-            raise IntegrityError(f"receipts of row {row['number']} were changed", hint="compare with a copy of the ledger")
+        return history.verify(self.engine)
 
 
-def _batch_digest(rows: list[dict[str, Any]]) -> str:
-    """SHA-256 over the digests of a batch's envelopes, recomputed, in the order of device and sequence."""
-    return hashlib.sha256("".join(hashlib.sha256(row["envelope"]).hexdigest() for row in rows).encode()).hexdigest()
+class _Keys(dict[str, "SSlibKey | None"]):
+    """The keys of devices by id, each asked for once."""
+
+    def __init__(self, db: sa.Connection) -> None:
+        super().__init__()
+        self._db = db
+
+    def __missing__(self, device: str) -> SSlibKey | None:
+        found = self._db.execute(sa.select(devices.c.key).where(devices.c.id == device)).scalar_one_or_none()
+        self[device] = None if found is None else read_key(found)
+        return self[device]
+
+    def __call__(self, device: str) -> SSlibKey | None:
+        return self[device]
+
+
+def _held(db: sa.Connection, wanted: list[Receipt]) -> dict[_Id, Mapping[str, Any]]:
+    """What the ledger has of these receipts already, in one question."""
+    if not wanted:
+        return {}
+    columns = [receipts.c[name] for name in ("device", "sequence", *CONTENT)]
+    ids = {(receipt.device, receipt.sequence) for receipt in wanted}
+    query = sa.select(*columns).where(sa.tuple_(receipts.c.device, receipts.c.sequence).in_(sorted(ids)))
+    return {(row["device"], row["sequence"]): {**row} for row in db.execute(query).mappings()}
+
+
+def _of(site: str | None, profile: str | None) -> sa.Select[Any]:
+    query = sa.select(devices).order_by(devices.c.id)
+    if site is not None:
+        query = query.where(devices.c.site == site)
+    return query if profile is None else query.where(devices.c.profile == profile)
+
+
+def _device(row: Any) -> Device:
+    return Device(row.id, row.profile, row.line, frozenset(json.loads(row.labels)))
 
 
 def _enrolled(row: Any) -> Enrolled:
-    key = json.loads(row.key)
-    labels = frozenset(json.loads(row.labels))
-    return Enrolled(Device(row.id, row.profile, row.line, labels), row.site, SSlibKey.from_dict(key.pop("keyid"), key))
+    return Enrolled(_device(row), row.site, read_key(row.key))
 
 
 def _durable(connection: Any, _: Any) -> None:

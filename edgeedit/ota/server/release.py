@@ -102,26 +102,30 @@ def plan_stages(wanted: Sequence[Wanted], fleet: Sequence[Device], seed: str) ->
     """
     if not fleet:
         raise InputError("no device is known for this profile and site", hint="enrol them with `edgeedit fleet enrol`")
-    order = sorted(fleet, key=lambda device: rank(seed, device.id))
-    firsts = list({device.line: device for device in reversed(order)}.values())
+    return plan_ranked(wanted, sorted(((rank(seed, device.id), device) for device in fleet), key=lambda pair: pair[0]))
+
+
+def plan_ranked(wanted: Sequence[Wanted], order: Sequence[tuple[str, Device]]) -> tuple[Stage, ...]:
+    """The same for devices with their ranks, in the order of these."""
+    firsts = list({device.line: (place, device) for place, device in reversed(order)}.values())
     stages: list[Stage] = []
     chosen: set[str] = set()
     cutoff = ""
     for want in wanted:
         named: tuple[str, ...] = want.devices
         if want.devices or want.labels:
-            chosen |= {device.id for device in order if device.id in want.devices or not device.labels.isdisjoint(want.labels)}
+            chosen |= {device.id for _, device in order if device.id in want.devices or not device.labels.isdisjoint(want.labels)}
         else:
             asked = quota(want, len(order))
-            chosen |= {device.id for device in firsts}
-            for device in order:
+            chosen |= {device.id for _, device in firsts}
+            for place, device in order:
                 if len(chosen) >= asked:
                     break
-                if rank(seed, device.id) > cutoff:
+                if place > cutoff:
                     chosen.add(device.id)
-                    cutoff = rank(seed, device.id)
+                    cutoff = place
             cutoff = EVERY_RANK if want.permille == 1000 else cutoff
-            named = tuple(sorted(d.id for d in firsts if rank(seed, d.id) > cutoff))
+            named = tuple(sorted(device.id for place, device in firsts if place > cutoff))
         stages.append(Stage(want.name, max(1, len(chosen)), cutoff, named, want.labels, want.soak, want.approval))
     return tuple(stages)
 
@@ -200,9 +204,9 @@ def judge(document: Rollout, ledger: Ledger) -> Standing:
     """Whether the next stage may open: `halt` at the exact threshold, `wait` with every reason, `go`, or `done` after the last stage."""
     rules, stage = document.conditions, document.stages[max(0, document.opened - 1)]
     members = {
-        row.device.id
-        for row in ledger.fleet(document.site, document.profile)
-        if any(selects(s, document.seed, row.device) for s in document.stages[: document.opened])
+        device.id
+        for device in ledger.devices(document.site, document.profile)
+        if any(selects(s, document.seed, device) for s in document.stages[: document.opened])
     }
     outcomes = {device: row for device, row in ledger.outcomes(document.release).items() if device in members}
     confirmed = sum(row[0] == "confirmed" for row in outcomes.values())

@@ -20,6 +20,7 @@ from edgeedit.device.agent import Agent, Order, Report, Situation
 from edgeedit.device.receipts import QueuedReceipt
 from edgeedit.device.runtime import Runtime
 from edgeedit.device.store import Store
+from edgeedit.device.updates import TufSource, load_settings
 from edgeedit.errors import EdgeEditError, IntegrityError, RefusedError, UnreachableError
 
 UNIT = Path(__file__).parents[3] / "devices" / "systemd" / "edgeedit-agent.service"
@@ -225,6 +226,28 @@ def test_the_command_installs_from_a_signed_tree_and_leaves_signed_receipts(stor
     with Store.open(store) as opened:
         assert opened.floors.floor("clock") > 0, "the poll raised no floor"
         assert opened.receipts.waiting(10) == []
+
+
+def test_an_update_takes_one_connection_and_leaves_none_open(store: Path, site: Path) -> None:
+    module, tree = _update_repository(), site.parent / "tree"
+    files = {str(path.relative_to(tree)): path.read_bytes() for path in tree.rglob("*") if path.is_file()}
+    callers: dict[str, Any] = {}
+
+    def note(handler: Any, path: str) -> bool:
+        callers.setdefault(f"{handler.client_address}", handler.connection)
+        return False
+
+    with module.Server(files, note) as server:
+        site.write_text(site.read_text().replace('source = "tree"', f'source = "{server.url}"'))
+        settings = load_settings(site)
+        with Agent(store, TufSource(settings, store)) as agent:
+            assert agent.once().did == "staged" and len(server.log) > 4
+            assert len(callers) == 1, "a second handshake for one update"
+            assert agent.once().did == "waiting" and len(callers) == 2
+            end = time.monotonic() + 10
+            while any(connection.fileno() >= 0 for connection in callers.values()):  # the server closes what its client closed
+                assert time.monotonic() < end, "a connection stayed open after its round"
+                time.sleep(0.01)
 
 
 # As after `pip install edgeedit[ota]`: securesystemslib loads boto3 (10 MB) wherever it is installed, here by the extra [ota-s3].

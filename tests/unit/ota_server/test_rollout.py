@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from securesystemslib.signer import CryptoSigner
 from edgeedit.errors import GateError, InputError, IntegrityError, MismatchError
 from edgeedit.ota.client.receipts import Receipt, sign_receipt
 from edgeedit.ota.client.rollout import Conditions, Device, PatchTarget, Rollout, decide, rank, selects
+from edgeedit.ota.server import ledger as ledger_module
 from edgeedit.ota.server import release, repository
 from edgeedit.ota.server.ledger import Enrolled, Ledger
 from edgeedit.ota.server.receiver import ingest_files
@@ -221,7 +223,11 @@ TAMPER = [
     "DELETE FROM receipt WHERE device = 'cam-1'",
     "UPDATE receipt SET envelope = (SELECT envelope FROM receipt WHERE device = 'cam-2') WHERE device = 'cam-1'",
     "UPDATE receipt SET batch = 7 WHERE device = 'cam-1'",
+    "UPDATE receipt SET batch = 900 WHERE device = 'cam-1'",
     "UPDATE audit SET time = time + 1 WHERE number = 101",
+    "UPDATE device SET key = (SELECT key FROM device WHERE id = 'cam-2') || ' ' WHERE id = 'cam-99'",
+    "UPDATE device SET labels = '[]', line = 'z' WHERE id = 'cam-99'",
+    "DELETE FROM device WHERE id = 'cam-99'",
 ]
 
 
@@ -233,6 +239,25 @@ def test_tampering_with_the_ledger_is_found(site: Site, change: str) -> None:
         db.execute(sa.text(change))
     with pytest.raises(IntegrityError, match=r"changed|behind the history"):
         site.ledger.verify_history()
+
+
+def test_a_camera_with_a_new_key_leaves_its_old_receipts_valid(site: Site) -> None:
+    site.ledger.ingest(site.say("confirmed", *site.devices[:3]))
+    fresh = CryptoSigner.generate_ed25519()
+    site.ledger.enrol([Enrolled(site.devices[1], "plant", fresh.public_key)])
+    old, new = site.say("offered", site.devices[1]), site.say("staged", site.devices[1], signer=fresh)
+    done = site.ledger.ingest([*old, *new])
+    assert (done.accepted, done.refused) == (1, ["receipt is not signed by device cam-1"])
+    assert site.ledger.verify_history()[0] == 104
+
+
+def test_what_a_large_stick_brings_is_taken_in_parts(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_module, "MAX_TOGETHER", 3)
+    lines = [line for _ in range(4) for line in site.say("offered", *site.devices[:2])]
+    done = site.ledger.ingest(iter([*lines[:2], *lines]))
+    assert (done.accepted, done.known) == (8, 2)
+    assert [json.loads(row["data"])["count"] for row in site.ledger.history() if row["event"] == "receipts"] == [2, 2, 3, 1]
+    site.ledger.verify_history()
 
 
 def test_a_stick_brings_receipts_home_twice(site: Site, tmp_path: Path) -> None:
