@@ -2,8 +2,9 @@
 
     sparse    the coder of edgeedit/codec/density.py
     dense     the same part of a small tensor: q of every element (0: no entry), as planes of 2 bytes (edgeedit/codec/planes.py)
-    low rank  u32 rank | u32 rows | u32 columns | u32 flags (1 all rows, 2 all columns) | u32 length | zlib(payload)
-    payload   u32 row indices unless all rows | u32 column indices unless all columns | int8 A | int8 B
+    low rank  u32 rank | u32 rows | u32 columns | u32 flags (1 all rows, 2 all columns, 4 gaps) | u32 length | zlib(payload)
+    payload   u32 row indices unless all rows | u32 column indices unless all columns | int8 A | int8 B; by flag 4 an index
+              is what lies between it and the one before, so the rows of a head are a number and zeros
     exact     u32 length | positions, as a sparse section whose steps are all 1 | differences, as planes of the dtype's bytes
 
 All integers are little-endian.  Steps and scales are not here: they are in the manifest.
@@ -27,8 +28,8 @@ from edgeedit.limits import MAX_DENSE_ELEMENTS, MAX_DIMS, MAX_PATCH_BYTES, MAX_R
 Array = np.ndarray[Any, Any]
 _LOW_RANK_HEAD = struct.Struct("<IIIII")
 _EXACT_HEAD = struct.Struct("<I")
-_ALL_ROWS, _ALL_COLS = 1, 2
-_LEVEL = 9
+_ALL_ROWS, _ALL_COLS, _GAPS = 1, 2, 4
+_LEVEL, _RAW = 9, -15  # _RAW: deflate blocks without zlib's header and checksum
 
 
 def encode_sparse(delta: TensorDelta) -> bytes:
@@ -105,10 +106,23 @@ def encode_low_rank(delta: TensorDelta) -> bytes:
     height, width = _matrix(delta.shape)
     flags = (_ALL_ROWS if part.rows.size == height else 0) | (_ALL_COLS if part.cols.size == width else 0)
     _payload_bytes(part.a.shape[1], part.rows.size, part.cols.size, flags)
-    payload = b"" if flags & _ALL_ROWS else part.rows.astype("<u4").tobytes()
-    payload += b"" if flags & _ALL_COLS else part.cols.astype("<u4").tobytes()
-    packed = zlib.compress(payload + part.a.tobytes() + part.b.tobytes(), _LEVEL)
+    lists = ([] if flags & _ALL_ROWS else [part.rows]) + ([] if flags & _ALL_COLS else [part.cols])
+    factors = part.a.tobytes() + part.b.tobytes()
+    packed = zlib.compress(b"".join(indices.astype("<u4").tobytes() for indices in lists) + factors, _LEVEL)
+    if lists:
+        gaps = b"".join((np.diff(indices, prepend=-1) - 1).astype("<u4").tobytes() for indices in lists)
+        apart = _deflate_apart(gaps, factors)
+        packed, flags = (apart, flags | _GAPS) if len(apart) < len(packed) else (packed, flags)
     return _LOW_RANK_HEAD.pack(part.a.shape[1], part.rows.size, part.cols.size, flags, len(packed)) + packed
+
+
+def _deflate_apart(repetitive: bytes, noise: bytes) -> bytes:
+    """Both in one zlib stream, as blocks of their own: matches for the first, byte frequencies alone for the second (of noise, matches
+    of three bytes cost more than they save)."""
+    first = zlib.compressobj(_LEVEL, zlib.DEFLATED, _RAW, 9)
+    second = zlib.compressobj(_LEVEL, zlib.DEFLATED, _RAW, 9, zlib.Z_HUFFMAN_ONLY)
+    blocks = first.compress(repetitive) + first.flush(zlib.Z_FULL_FLUSH) + second.compress(noise) + second.flush()
+    return b"\x78\xda" + blocks + zlib.adler32(repetitive + noise).to_bytes(4, "big")
 
 
 def decode_low_rank(data: bytes | memoryview, shape: tuple[int, ...]) -> tuple[Array, Array, Array, Array]:
@@ -117,14 +131,18 @@ def decode_low_rank(data: bytes | memoryview, shape: tuple[int, ...]) -> tuple[A
     height, width = _matrix(shape)
     (rank, row_count, col_count, flags, length), body = _open(data, _LOW_RANK_HEAD, "low-rank section")
     expected_flags = (_ALL_ROWS if row_count == height else 0) | (_ALL_COLS if col_count == width else 0)
+    gaps = bool(flags & _GAPS) and expected_flags != _ALL_ROWS | _ALL_COLS
     sizes_fit = 0 < rank <= MAX_RANK and 0 < row_count <= height and 0 < col_count <= width
-    if not sizes_fit or flags != expected_flags or len(body) != length:
+    if not sizes_fit or flags != expected_flags | (_GAPS if gaps else 0) or len(body) != length:
         raise IntegrityError(
             f"low-rank section does not fit {shape}: got rank {rank}, {row_count} rows, {col_count} columns, flags {flags}"
         )
     payload = _inflate(body, _payload_bytes(rank, row_count, col_count, flags), "low-rank payload")
-    rows, offset = _indices(payload, 0, row_count, height, bool(flags & _ALL_ROWS))
-    cols, offset = _indices(payload, offset, col_count, width, bool(flags & _ALL_COLS))
+    rows, cols, offset = np.arange(height, dtype=np.int64), np.arange(width, dtype=np.int64), 0
+    if not flags & _ALL_ROWS:
+        rows, offset = _indices(payload, offset, row_count, height, gaps)
+    if not flags & _ALL_COLS:
+        cols, offset = _indices(payload, offset, col_count, width, gaps)
     a = np.frombuffer(payload, np.int8, row_count * rank, offset).reshape(row_count, rank)
     b = np.frombuffer(payload, np.int8, rank * col_count, offset + row_count * rank).reshape(rank, col_count)
     return rows, cols, a, b
@@ -172,10 +190,10 @@ def _inflate(packed: memoryview, size: int, what: str) -> bytes:
     return content
 
 
-def _indices(payload: bytes, offset: int, count: int, bound: int, everything: bool) -> tuple[Array, int]:
-    if everything:
-        return np.arange(bound, dtype=np.int64), offset
+def _indices(payload: bytes, offset: int, count: int, bound: int, gaps: bool) -> tuple[Array, int]:
     values = np.frombuffer(payload, "<u4", count, offset).astype(np.int64)
+    if gaps:
+        values = np.cumsum(values + 1) - 1
     if values[-1] >= bound or (np.diff(values) <= 0).any():
         raise IntegrityError(f"low-rank section has wrong indices: expected ascending inside 0..{bound - 1}")
     return values, offset + 4 * count

@@ -14,7 +14,7 @@
 namespace edgeedit::native {
 namespace {
 
-constexpr std::uint32_t kAllRows = 1, kAllCols = 2;
+constexpr std::uint32_t kAllRows = 1, kAllCols = 2, kGaps = 4;
 
 std::uint32_t u32(std::string_view data, std::size_t at) {
   std::uint32_t value = 0;
@@ -46,7 +46,8 @@ std::vector<std::uint8_t> inflate_exactly(std::string_view packed, std::uint64_t
   return out;
 }
 
-std::vector<std::int64_t> indices(const std::vector<std::uint8_t>& content, std::size_t& at, std::uint64_t count, std::uint64_t bound, bool all) {
+std::vector<std::int64_t> indices(const std::vector<std::uint8_t>& content, std::size_t& at, std::uint64_t count, std::uint64_t bound, bool all,
+                                  bool gaps) {
   std::vector<std::int64_t> found(count);
   if (all) {
     std::iota(found.begin(), found.end(), std::int64_t{0});
@@ -55,7 +56,7 @@ std::vector<std::int64_t> indices(const std::vector<std::uint8_t>& content, std:
   const std::string_view view(reinterpret_cast<const char*>(content.data()), content.size());
   std::int64_t last = -1;
   for (std::int64_t& value : found) {
-    value = static_cast<std::int64_t>(u32(view, at));
+    value = static_cast<std::int64_t>(u32(view, at)) + (gaps ? last + 1 : 0);
     at += 4;
     if (value <= last || static_cast<std::uint64_t>(value) >= bound) refuse("low-rank section has wrong indices: expected ascending inside the matrix");
     last = value;
@@ -69,18 +70,19 @@ LowRankPart decode_low_rank(std::string_view section, std::uint64_t height, std:
   if (section.size() < 20) refuse("low-rank section has a wrong length: expected at least 20 bytes");
   const std::uint64_t rank = u32(section, 0), row_count = u32(section, 4), col_count = u32(section, 8);
   const std::uint32_t flags = u32(section, 12);
-  const std::uint32_t expected = (row_count == height ? kAllRows : 0U) | (col_count == width ? kAllCols : 0U);
+  const std::uint32_t all = (row_count == height ? kAllRows : 0U) | (col_count == width ? kAllCols : 0U);
+  const std::uint32_t expected = all | (all != (kAllRows | kAllCols) ? flags & kGaps : 0U);
   const bool sizes_fit = rank >= 1 && rank <= MAX_RANK && row_count >= 1 && row_count <= height && col_count >= 1 && col_count <= width;
   if (!sizes_fit || flags != expected || section.size() - 20 != u32(section, 16)) refuse("low-rank section does not fit its matrix");
-  const bool all_rows = (flags & kAllRows) != 0, all_cols = (flags & kAllCols) != 0;
+  const bool all_rows = (flags & kAllRows) != 0, all_cols = (flags & kAllCols) != 0, gaps = (flags & kGaps) != 0;
   const std::uint64_t size = rank * (row_count + col_count) + (all_rows ? 0 : 4 * row_count) + (all_cols ? 0 : 4 * col_count);
   if (size > MAX_PATCH_BYTES) refuse("low-rank section is too large: expected at most " + std::to_string(MAX_PATCH_BYTES) + " bytes unpacked");
   const std::vector<std::uint8_t> content = inflate_exactly(section.substr(20), size, "low-rank payload", kZlib);
   LowRankPart part;
   part.rank = rank;
   std::size_t at = 0;
-  part.rows = indices(content, at, row_count, height, all_rows);
-  part.cols = indices(content, at, col_count, width, all_cols);
+  part.rows = indices(content, at, row_count, height, all_rows, gaps);
+  part.cols = indices(content, at, col_count, width, all_cols, gaps);
   const auto* factors = reinterpret_cast<const std::int8_t*>(content.data()) + at;
   part.a.assign(factors, factors + row_count * rank);
   part.b.assign(factors + row_count * rank, factors + rank * (row_count + col_count));

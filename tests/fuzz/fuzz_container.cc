@@ -10,6 +10,7 @@ static const edgeedit::native::RawKey kKey = {0x79, 0xb5, 0x56, 0x2e, 0x8f, 0xe6
 static const std::set<std::string> kSigned = {
     "0659adb48c7819a0c1d0f96782c5fa891503a96997b4c0f8b233a28cb1f1a8a3",
     "2c70ab61bc573485f5f4cbf57873f00480229abc4126e5290bfed2f3bfa152ed",
+    "3224ed6e5e9931f88870394b41286c6413a16e006f02f8a92862e362fdcff61b",
     "391005a8c8ef64f47a9ef91662fc2677f5a76dd353e63f672ff4b40d622df6f9",
     "44176bf8c7cb5c54dc579e51cdf6b59c4cfa1733f9f3e9d96a377bda0228aa53",
     "4f0f53bbc083d9fae1626a994294dd68cad2dd3b66f4050fa80fe77ad0897d41",

@@ -144,6 +144,30 @@ def squash_content() -> PatchContent:
     )
 
 
+def heads_base() -> dict[str, Any]:
+    """Two matrices, float16 and bfloat16 (its bits as uint16), by integer arithmetic alone."""
+    place = np.arange(64 * 48, dtype=np.int64)
+    half = (0x2800 + place * 1973 % 0x1400 + (place % 2) * 0x8000).astype("<u2").view("<f2").reshape(64, 48)
+    return {"k": half, "v": (0x3B00 + place * 499 % 0x0480 + (place % 3 % 2) * 0x8000).astype("<u2").reshape(64, 48)}
+
+
+def heads_content() -> PatchContent:
+    """Low-rank parts of neighbouring rows and columns, as heads have them: their indices are stored as gaps."""
+    base = heads_base()
+    place = np.arange(64 * 4, dtype=np.int64)
+    noise = (place * place * 40503 // 97 % 255 - 127).astype(np.int8)
+    rows, cols, every = np.r_[8:24, 40:56].astype(np.int64), np.arange(5, 37, dtype=np.int64), np.arange(64, dtype=np.int64)
+    both = LowRankPart(rows, cols, noise[:96].reshape(32, 3), noise[96:192].reshape(3, 32), 2.0**-16)
+    some = LowRankPart(every, cols, noise[:128].reshape(64, 2), noise[128:192].reshape(2, 32), 2.0**-17)
+    deltas = [TensorDelta("k", (64, 48), None, both), TensorDelta("v", (64, 48), None, some)]
+    new = {delta.name: apply_delta(base[delta.name], delta) for delta in deltas}
+    before, after = ({name: digest_array(array) for name, array in state.items()} for state in (base, new))
+    parent, result = (fingerprint(tensor_digest(name, array) for name, array in state.items()) for state in (base, new))
+    expected = (np.arange(4).reshape(1, 4) - 2).astype(np.float32)
+    kinds = {"k": "float16", "v": "bfloat16"}
+    return PatchContent(parent, result, "float16", "dinov2", deltas, before, after, kinds, expected, 1.0, {"seed": 3})
+
+
 def forge(manifest: bytes, payload: bytes, version: int = 1) -> bytes:
     """A correctly signed file around any manifest bytes."""
     fixed = FIXED.pack(MAGIC, version, 1, len(manifest), HEADER_BYTES + len(manifest) + len(payload))
@@ -210,6 +234,7 @@ def files() -> dict[str, bytes]:
         "v1-lanes": build_patch(lanes_content(), [TEST_KEY], plain=True),
         "v1-dtypes": build_patch(dtypes_content(), [TEST_KEY], plain=True),
         "v1-squash": squashed,
+        "v1-heads": build_patch(heads_content(), [TEST_KEY]),
         **bad_files(small),
         **bad_squash_files(squashed),
     }

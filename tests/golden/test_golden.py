@@ -36,6 +36,7 @@ FROZEN = {
     "v0-small": "e989590567474c0303bb8fe5cd553b74c70a903a67193d08979478f834596191",
     "v0-wide": "bebf514f0b73672af2d52062327ceeb7dad99ad968a6120564b34827894e7ef7",
     "v1-dtypes": "0d1033b7acbc4bb212f578b254d150b00c48ae694808891a53851f29c091ee73",
+    "v1-heads": "800c0ebbf173aaeb2f49affb4f0d5bac83265a002aa152fbb9639ec995d29fba",
     "v1-lanes": "cec9fe198fbd236e5bb80a58635b54ca1b22f1ec3be9888f7b36adf3d81dc0db",
     "v1-small": "5b51e5c7261f88c8c4291391884e1828d4c9f2f525dcf6f3e31462be7b311c59",
     "v1-wide": "bae91495f0899fd9043efc455d673f5922bc56ff4e52febce2978bffab463493",
@@ -164,6 +165,20 @@ def test_squash_reads_to_the_frozen_numbers_and_digests(generator: ModuleType) -
     assert (new - old)[[0, 1, 2, 58, 59]].tolist() == [1 << 23, -(1 << 22), 0, 70000, -1]
     assert patch.manifest.probe.step == 2.0**-8 and np.array_equal(patch.expected(), generator.squash_content().expected)
     assert patch.data[408:409] == b"\x78"
+
+
+def test_heads_read_to_the_frozen_numbers_and_digests(generator: ModuleType) -> None:
+    """Indices as gaps: of rows and columns, and of columns alone."""
+    patch, base = _verified(_read("v1-heads")), generator.heads_base()
+    for row in patch.manifest.tensors:
+        assert row.low_rank is not None
+        assert digest_array(base[row.name]) == row.before
+        assert digest_array(patch.apply(row.name, base[row.name])) == row.after
+    flags = [patch.section_bytes(row.low_rank)[12] for row in patch.manifest.tensors if row.low_rank is not None]
+    assert flags == [4, 5]
+    low = patch.tensor_delta("k").low_rank
+    assert low is not None and low.rows.tolist() == [*range(8, 24), *range(40, 56)] and low.cols.tolist() == [*range(5, 37)]
+    assert (low.a[1].tolist(), low.b[2, :3].tolist(), low.scale) == ([61, -77, 111], [-21, -115, 116], 2.0**-16)
 
 
 @pytest.mark.parametrize("stem", sorted(BAD))

@@ -127,15 +127,23 @@ def _density() -> Any:
     return module
 
 
+def _indices(stored: bytes, flags: int) -> Any:
+    found, last = [], -1
+    for (number,) in struct.iter_unpack("<I", stored):
+        last = last + 1 + number if flags & 4 else number
+        found.append(last)
+    return np.array(found)
+
+
 def _low_rank(data: bytes, height: int, width: int) -> dict[str, Any]:
     rank, m, c, flags, _ = struct.unpack("<IIIII", data[:20])  # FORMAT 7
     content = zlib.decompress(data[20:])
     at = 0
     rows, cols = np.arange(height), np.arange(width)
     if not flags & 1:
-        rows, at = np.frombuffer(content, "<u4", m, at), at + 4 * m
+        rows, at = _indices(content[at : at + 4 * m], flags), at + 4 * m
     if not flags & 2:
-        cols, at = np.frombuffer(content, "<u4", c, at), at + 4 * c
+        cols, at = _indices(content[at : at + 4 * c], flags), at + 4 * c
     a = np.frombuffer(content, np.int8, m * rank, at).reshape(m, rank)
     b = np.frombuffer(content, np.int8, rank * c, at + m * rank).reshape(rank, c)
     return {"rows": rows, "cols": cols, "a": a, "b": b}

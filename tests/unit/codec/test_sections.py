@@ -35,6 +35,17 @@ def test_the_layout_is_the_documented_one() -> None:
     assert (rows.tolist(), cols.tolist(), a.tolist(), b.tolist()) == ([0, 2], [0, 1], [[1], [-2]], [[3, -4]])
 
 
+def test_gaps_are_what_lies_between_neighbours() -> None:
+    rows, cols, _, b = decode_low_rank(_low_rank(1, 2, 2, 4, struct.pack("<4I4b", 0, 1, 2, 0, 1, -2, 3, -4)), (3, 4))
+    assert (rows.tolist(), cols.tolist(), b.tolist()) == ([0, 2], [2, 3], [[3, -4]])
+    noise = np.random.default_rng(0).integers(-128, 128, 2 * 64 * 8).astype(np.int8)
+    head = LowRankPart(np.arange(64, 128), np.arange(64), noise[:512].reshape(64, 8), noise[512:].reshape(8, 64), 0.5)
+    data = encode_low_rank(TensorDelta("w", (384, 64), None, head))
+    assert data[12] == 4 | 2 and len(data) < noise.size + 60
+    for made, found in zip((head.rows, head.cols, head.a, head.b), decode_low_rank(data, (384, 64)), strict=True):
+        assert np.array_equal(made, found)
+
+
 def test_the_encoder_writes_that_layout() -> None:
     part = SparsePart(np.array([0, 9], np.int64), np.array([1, -127], np.int16), 0.5)
     low = LowRankPart(np.array([1], np.int64), np.arange(5, dtype=np.int64), np.ones((1, 2), np.int8), np.ones((2, 5), np.int8), 0.5)
@@ -57,7 +68,10 @@ def test_the_encoder_writes_that_layout() -> None:
         _low_rank(1, 1, 1, 0, struct.pack("<II", 0, 0xFFFFFFFF) + bytes(2)),
         _low_rank(1, 2, 1, 1, struct.pack("<I", 0) + bytes(3)),  # says all rows with two of three
         _low_rank(1, 3, 1, 0, struct.pack("<4I", 0, 1, 2, 0) + bytes(4)),  # does not say all rows
-        _low_rank(1, 1, 1, 4, struct.pack("<II", 0, 0) + bytes(2)),
+        _low_rank(1, 1, 1, 8, struct.pack("<II", 0, 0) + bytes(2)),
+        _low_rank(1, 3, 4, 7, bytes(7)),  # gaps without a list
+        _low_rank(1, 2, 1, 4, struct.pack("<III", 1, 1, 0) + bytes(3)),  # rows 1 and 3
+        _low_rank(1, 2, 1, 4, struct.pack("<III", 0xFFFFFFFF, 0, 0) + bytes(3)),
         _low_rank(1, 1, 1, 0, struct.pack("<II", 0, 0) + bytes(3)),
         _low_rank(1, 1, 1, 0, struct.pack("<II", 0, 0) + bytes(1)),
     ],
