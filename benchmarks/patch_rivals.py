@@ -78,9 +78,9 @@ def xdelta3(old: Path, new: Path, out: Path, limit: float) -> int:
     return out.stat().st_size
 
 
-def zstd(old: Path, new: Path, out: Path, limit: float) -> int:
-    """zstd -19 --long=31 --patch-from."""
-    _call(["zstd", "-q", "-f", f"-{ZSTD_LEVEL}", "--long=31", f"--patch-from={old}", new, "-o", out], limit)
+def zstd(old: Path, new: Path, out: Path, limit: float, level: int = ZSTD_LEVEL) -> int:
+    """zstd -19 (or `level`) --long=31 --patch-from."""
+    _call(["zstd", "-q", "-f", f"-{level}", "--long=31", f"--patch-from={old}", new, "-o", out], limit)
     _call(["zstd", "-q", "-f", "-d", "--long=31", f"--patch-from={old}", out, "-o", back := out.with_suffix(".back")], limit)
     _rebuilt(back, new)
     return out.stat().st_size
@@ -129,6 +129,8 @@ def run_tool(name: str, old: Path, new: Path, out: Path, limit: float) -> Outcom
     try:
         size = GENERIC[name](old, new, out, limit)
     except ToolError as error:
+        for half_done in (out, out.with_suffix(".back")):
+            half_done.unlink(missing_ok=True)
         return Outcome(name, None, time.perf_counter() - start, str(error))
     return Outcome(name, size, time.perf_counter() - start)
 

@@ -152,19 +152,20 @@ def measure(cases: list[str], folder: Path, *, limit: float, budget: float, vitl
                 saved.append((row, pool.submit(saved_formats, whole)))
             return row
 
-        if vitl:  # first, because its tools take longest
+        for name in cases:
+            case = real_case(name, folder / name.replace(" ", "-").replace("%", ""))
+            submit(keep(own_figures(case), case), case.old, case.new, case.eep.parent, limit)
+        if vitl:  # the whole file last: zstd may spend what is left of the budget on it
             case = vitl_case(folder / "vit-l")
-            if slow:
-                submit(keep(own_figures(case), case), case.old, case.new, case.eep.parent, 3 * limit)
-            else:
-                keep(own_figures(case), case)["notes"] = dict.fromkeys(GENERIC, "--skip-slow")
+            whole = keep(own_figures(case), case)
             old, new, ours = slice_case(case, folder / "vit-l")
             part = {"case": "vit-l slice of 2 blocks (synthetic)", "target_bytes": new.stat().st_size, "entries": 0, "ours": ours}
             part |= {"ours_low_rank_sections": 1, "ours_sparse_sections": 0, "estimate_sparse": 0, "rivals": {}, "notes": {}}
             submit(keep(part), old, new, case.eep.parent, limit)
-        for name in cases:
-            case = real_case(name, folder / name.replace(" ", "-").replace("%", ""))
-            submit(keep(own_figures(case), case), case.old, case.new, case.eep.parent, limit)
+            if slow:
+                submit(whole, case.old, case.new, case.eep.parent, 3 * limit)
+            else:
+                whole["notes"] = dict.fromkeys(GENERIC, "--skip-slow")
         for row, future in jobs:
             outcome = future.result()
             if outcome.size is None:
