@@ -1,8 +1,8 @@
 """Removes from a store what no kept generation names: patch objects, files that a dead writer left, old rows.
 
 Kept: the head's chain, the trial, and at least KEPT_FORMER other generations that ran before, each with its chain.
-Guarantees: may be interrupted anywhere and run again; runs under the database's write lock, where staging looks whether its object
-is still there, so that nothing is removed between a patch's file and its row.
+Guarantees: may be interrupted anywhere and run again; runs under the database's write lock, where staging writes its object
+again if a collection took it before it had a row.
 """
 
 from __future__ import annotations

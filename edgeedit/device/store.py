@@ -218,8 +218,10 @@ class Store:
         replace_file(target, patch.data)
         try:
             with self._write() as db:
-                if state.read_head(db) != head or state.read_trial(db) is not None or not target.is_file():
+                if state.read_head(db) != head or state.read_trial(db) is not None:
                     raise RefusedError("store changed while the patch was checked", hint="stage it again")
+                if not target.is_file():  # a collection took it before it had a row; none can run now
+                    replace_file(target, patch.data)
                 return state.add_trial(db, head, patch.digest, patch.manifest.result, order)
         except (RefusedError, IntegrityError):
             # An object that nobody names is harmless and goes at the next collection; the first error is what must be told.

@@ -287,16 +287,10 @@ def test_staging_while_another_process_collects_never_loses_its_object(world: An
     try:
         assert collector.stdout is not None and collector.stdout.readline() == b"ready\n"
         with Store.open(store) as opened:
-            staged = 0
             for _ in range(15):
-                try:
-                    trial = opened.stage(data)
-                except RefusedError:
-                    continue  # the object went before it had a row: refused, and nothing is half there
+                trial = opened.stage(data)
                 assert opened.patch(trial.patch).data == data
                 opened.revert(trial.id, "test")
-                staged += 1
-        assert staged > 0
     finally:
         collector.kill()
         collector.wait()
