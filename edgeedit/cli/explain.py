@@ -1,4 +1,4 @@
-"""`edgeedit explain`, `report`, `card`, `bom`: what an edit is and does, for the people who must approve it."""
+"""`edgeedit explain`: what an edit touched and what each part of it does, for the people who must approve it."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import nn
 
 from edgeedit.edit.evaluate import features
 from edgeedit.edit.readers import Reader
+from edgeedit.edit.saliency import margin
 from edgeedit.encoder.encoder import Encoder
 
 Array = np.ndarray[Any, Any]
@@ -54,13 +55,21 @@ class Judged:
     reader: Reader
 
 
+class Judgement(NamedTuple):
+    """Mean cross-entropy of the labels, number misjudged, mean margin of the true class (logits; unlike the loss it is not ruled
+    by the few images that are misjudged with confidence)."""
+
+    loss: float
+    wrong: int
+    margin: float
+
+
 @dataclass(frozen=True)
 class Effect:
-    """One component left out: `loss` and `wrong` (set -> mean cross-entropy, number misjudged) without it."""
+    """One component left out: set -> `Judgement` without it."""
 
     component: Component
-    loss: Mapping[str, float]
-    wrong: Mapping[str, int]
+    sets: Mapping[str, Judgement]
 
 
 def components_of(encoder: Encoder, base: Mapping[str, Array], edited: Mapping[str, Array]) -> tuple[Component, ...]:
@@ -105,13 +114,14 @@ def _place(encoder: Encoder, name: str) -> tuple[str, int | None, int]:
     return "other", None, 0
 
 
-def judge_rows(rows: Array, judged: Judged) -> tuple[float, int]:
-    """(mean cross-entropy of the labels, number misjudged) of features (n, width)."""
+def judge_rows(rows: Array, judged: Judged) -> Judgement:
+    """Features (n, width) judged by the set's reader and labels."""
     logits = judged.reader.verdict_logits(judged.reader.logits_numpy(rows), judged.labels).astype(np.float64)
     top = logits.max(axis=1, keepdims=True)
     likely = logits - top - np.log(np.exp(logits - top).sum(axis=1, keepdims=True))
     wrong = logits.argmax(axis=1) != judged.labels
-    return float(-likely[np.arange(len(rows)), judged.labels].mean()), int(wrong.sum())
+    kept = float(margin(judged.reader, rows, judged.labels).mean(dtype=np.float64))
+    return Judgement(float(-likely[np.arange(len(rows)), judged.labels].mean()), int(wrong.sum()), kept)
 
 
 def leave_one_out(
@@ -134,14 +144,13 @@ def leave_one_out(
                 rows.append(edited(pixels).numpy())
     if progress is not None:
         progress(len(batches), len(batches), "components judged")
-    effects = []
-    for number, component in enumerate(components):
-        figures = {judged.name: judge_rows(np.concatenate(found[judged.name][number]), judged) for judged in sets}
-        effects.append(Effect(component, {k: v[0] for k, v in figures.items()}, {k: v[1] for k, v in figures.items()}))
-    return tuple(effects)
+    return tuple(
+        Effect(component, {judged.name: judge_rows(np.concatenate(found[judged.name][number]), judged) for judged in sets})
+        for number, component in enumerate(components)
+    )
 
 
-def brute_force(edited: Encoder, base: Mapping[str, Array], component: Component, judged: Judged) -> tuple[float, int]:
+def brute_force(edited: Encoder, base: Mapping[str, Array], component: Component, judged: Judged) -> Judgement:
     """The same figures as `leave_one_out` gives, by whole passes: its reference."""
     with reverted(edited, base, component):
         return judge_rows(features(edited, judged.pixels), judged)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from edgeedit.delta import Delta
-from edgeedit.edit.components import Component, Effect, Judged, components_of, judge_rows, leave_one_out
+from edgeedit.edit.components import Component, Effect, Judged, Judgement, components_of, judge_rows, leave_one_out
 from edgeedit.edit.drift import drift
 from edgeedit.edit.evaluate import features, reader_labels
 from edgeedit.edit.readers import Reader
@@ -112,13 +112,15 @@ def _judged(name: str, shots: Shots, base: Encoder, reader: Reader, limit: int) 
     return Judged(name, pixels, known, reader)
 
 
-def _whole(judged: Judged, before: tuple[float, int], after: tuple[float, int]) -> dict[str, Any]:
+def _whole(judged: Judged, before: Judgement, after: Judgement) -> dict[str, Any]:
     return {
         "n": len(judged.pixels),
-        "loss_before": before[0],
-        "loss_after": after[0],
-        "misjudged_before": before[1],
-        "misjudged_after": after[1],
+        "loss_before": before.loss,
+        "loss_after": after.loss,
+        "misjudged_before": before.wrong,
+        "misjudged_after": after.wrong,
+        "margin_before": before.margin,
+        "margin_after": after.margin,
     }
 
 
@@ -162,8 +164,9 @@ def _heads_mask(encoder: Encoder, name: str, shape: tuple[int, ...], chosen: Map
     return mask
 
 
-def component_rows(effects: Sequence[Effect], whole: Mapping[str, tuple[float, int]], info: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Components by the rise of the target loss without them, largest first: what carries the repair stands on top."""
+def component_rows(effects: Sequence[Effect], whole: Mapping[str, Judgement], info: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Components by the size of the change of the target loss without them, largest first, whatever its sign: what carries the
+    repair (`loss_rise` above zero) and what works against it (below zero) both stand on top."""
     energy = sum(e.component.energy for e in effects) or 1.0
     blocks = {int(row["block"]): row for row in (info.get("locality") or {}).get("blocks") or ()}
     rows = []
@@ -171,10 +174,15 @@ def component_rows(effects: Sequence[Effect], whole: Mapping[str, tuple[float, i
         own = effect.component
         row: dict[str, Any] = {"name": own.name, "kind": own.kind, "block": own.block, "head": own.head, "changed": own.changed}
         row |= {"energy_share": own.energy / energy, "score": _score(own, blocks)}
-        for name, (loss, wrong) in whole.items():
-            row[name] = {"loss_rise": effect.loss[name] - loss, "more_misjudged": effect.wrong[name] - wrong}
+        for name, kept in whole.items():
+            without = effect.sets[name]
+            row[name] = {
+                "loss_rise": without.loss - kept.loss,
+                "margin_fall": kept.margin - without.margin,
+                "more_misjudged": without.wrong - kept.wrong,
+            }
         rows.append(row)
-    return sorted(rows, key=lambda row: (-row["target"]["loss_rise"], row["name"]))
+    return sorted(rows, key=lambda row: (-abs(row["target"]["loss_rise"]), row["name"]))
 
 
 def _score(component: Component, blocks: Mapping[int, Any]) -> float | None:
@@ -249,10 +257,11 @@ def summary_lines(value: Mapping[str, Any], shown: int = 8) -> list[str]:
         lines.append(f"{text} (99% below {found['random_high']:.1%})")
     count = value["census"]
     lines.append(f"changed {count['changed']} of {count['elements']} weights, outside the declared places {count['outside']}")
-    lines.append(f"{'left out':24} {'target loss':>12} {'misjudged':>10} {'control loss':>13}")
+    lines.append(f"{'left out':24} {'target loss':>12} {'margin':>8} {'misjudged':>10} {'control loss':>13}")
     for row in value["components"][:shown]:
         control = f"{row['control']['loss_rise']:+13.4f}" if "control" in row else f"{'not given':>13}"
-        lines.append(f"{row['name']:24} {row['target']['loss_rise']:+12.4f} {row['target']['more_misjudged']:+10d} {control}")
+        own = row["target"]
+        lines.append(f"{row['name']:24} {own['loss_rise']:+12.4f} {-own['margin_fall']:+8.3f} {own['more_misjudged']:+10d} {control}")
     if len(value["components"]) > shown:
         lines.append(f"and {len(value['components']) - shown} more components (-o writes all)")
     for name, row in value["drift"].items():

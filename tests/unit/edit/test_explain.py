@@ -76,6 +76,9 @@ def test_planted_components_come_first_and_leaving_out_equals_brute_force(
     assert len(value["components"]) == faulty.blocks * 3
     assert value["census"]["outside"] == 0 < value["census"]["changed"]
     assert sum(r["energy_share"] for r in value["components"]) == pytest.approx(1)
+    assert all(r["target"]["loss_rise"] > 0 for r in value["components"][:2])
+    sizes = [abs(r["target"]["loss_rise"]) for r in value["components"]]
+    assert sizes == sorted(sizes, reverse=True) and any(r["target"]["loss_rise"] < 0 for r in value["components"])
 
     values = parameter_values(faulty, "float32")
     new = {**values, **{t.name: apply_delta(values[t.name], t) for t in delta.tensors}}
@@ -85,14 +88,15 @@ def test_planted_components_come_first_and_leaving_out_equals_brute_force(
     effects = leave_one_out(edited, values, parts, [judged])
     slow = [brute_force(whole, values, part, judged) for part in parts]
     # An independent way too: a fresh encoder that never held the component.
-    for part, (loss, wrong) in zip(parts, slow, strict=True):
+    for part, expected in zip(parts, slow, strict=True):
         without = {n: np.where(part.parts[n], values[n], new[n]) if n in part.parts else new[n] for n in new}
         again = judge_rows(features(with_values(faulty, without), judged.pixels), judged)
-        assert again == pytest.approx((loss, wrong), rel=1e-6)
-    fast = [e.loss["target"] for e in effects]
+        assert again == pytest.approx(expected, rel=1e-6)
+    fast = [e.sets["target"].loss for e in effects]
+    np.testing.assert_allclose([e.sets["target"].margin for e in effects], [s.margin for s in slow], atol=1e-5)
     np.testing.assert_allclose(fast, [s[0] for s in slow], rtol=1e-5)
     assert spearmanr(fast, [s[0] for s in slow]).statistic == 1.0
-    assert [e.wrong["target"] for e in effects] == [s[1] for s in slow]
+    assert [e.sets["target"].wrong for e in effects] == [s.wrong for s in slow]
     for name, value_ in parameter_values(edited, "float32").items():
         assert np.array_equal(value_, new[name]), "leaving out changed the encoder that was given"
 
