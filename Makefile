@@ -133,10 +133,13 @@ test-transformers: wheel $(VENV)/.assets
 # System packages for tests (root): a web server, a message broker, a database, a software HSM, archivers, compilers, OpenSSL and zlib for this machine and for aarch64, and qemu-user to run the latter.
 BENCH_PACKAGES := bsdiff xdelta3 zstd zchunk
 OTA_PACKAGES := nginx-light mosquitto cpio squashfs-tools softhsm2 postgresql
+# Other update engines, as judges of what `pack --for` writes.
+ENGINE_PACKAGES := rauc swupdate mender-client mender-artifact
 NATIVE_PACKAGES := g++ clang pkg-config libssl-dev zlib1g-dev g++-aarch64-linux-gnu qemu-user libssl-dev:arm64 zlib1g-dev:arm64
 SYSTEM_PACKAGES := systemd
 test-deps:
 	@dpkg -s $(OTA_PACKAGES) >/dev/null 2>&1 || (apt-get update -q && apt-get install -yq $(OTA_PACKAGES))
+	@dpkg -s $(ENGINE_PACKAGES) >/dev/null 2>&1 || (apt-get update -q && apt-get install -yq --no-install-recommends $(ENGINE_PACKAGES))
 	@dpkg -s $(BENCH_PACKAGES) >/dev/null 2>&1 || (apt-get update -q && apt-get install -yq $(BENCH_PACKAGES))
 	@dpkg -s $(SYSTEM_PACKAGES) >/dev/null 2>&1 || (apt-get update -q && apt-get install -yq --no-install-recommends $(SYSTEM_PACKAGES))
 	@dpkg -s $(NATIVE_PACKAGES) >/dev/null 2>&1 || (dpkg --add-architecture arm64 && apt-get update -q && apt-get install -yq $(NATIVE_PACKAGES))

@@ -112,6 +112,11 @@ def names(kind: str) -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in _folder(kind).glob("*.toml")))
 
 
+def engine_script(name: str) -> str:
+    """A part of the shell scripts that other update engines run on a device (`devices/engines/`)."""
+    return (_folder("devices") / "engines" / f"{name}.sh").read_text("utf-8")
+
+
 def _read(kind: str, name_or_path: str) -> tuple[dict[str, Any], Path]:
     path = Path(name_or_path)
     if path.suffix != ".toml":

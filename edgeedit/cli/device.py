@@ -43,14 +43,13 @@ def apply(patch: Path, store: Path, as_json: bool) -> None:
 @click.command()
 @click.argument("patch", type=click.Path(path_type=Path))
 @_STORE
+@click.option("--wait", type=click.FloatRange(min=0), default=0.0, help="Seconds to wait for its verdict (exit 7 when reverted).")
 @json_option
-def stage(patch: Path, store: Path, as_json: bool) -> None:
+def stage(patch: Path, store: Path, wait: float, as_json: bool) -> None:
     """Verify PATCH and leave it for the running application's Runtime to take."""
-    from edgeedit.device.apply import read_patch_file
-    from edgeedit.device.store import Store
+    from edgeedit.device.apply import stage_patch
 
-    with Store.open(store) as opened:
-        generation = opened.stage(read_patch_file(patch))
+    generation = stage_patch(store, patch, wait=wait)
     emit({"generation": generation.id, "state": generation.state}, f"generation {generation.id}: {generation.state}", as_json=as_json)
 
 
@@ -74,13 +73,18 @@ def status(store: Path, as_json: bool) -> None:
 
 @click.command()
 @_STORE
+@click.option("--patch", metavar="DIGEST", help="Only from this patch, on trial or running; elsewhere nothing happens (exit 0).")
 @json_option
-def rollback(store: Path, as_json: bool) -> None:
+def rollback(store: Path, patch: str | None, as_json: bool) -> None:
     """Return to the former generation; a running Runtime follows at its next poll."""
     from edgeedit.device.store import Store
 
     with Store.open(store) as opened:
-        head = opened.rollback()
+        if patch is None:
+            head = opened.rollback()
+        else:
+            opened.leave(patch, "rolled back by the update engine")
+            head = opened.head()
     emit({"generation": head.id, "fingerprint": head.result}, f"generation {head.id}\nfingerprint {head.result}", as_json=as_json)
 
 

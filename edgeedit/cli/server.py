@@ -162,14 +162,48 @@ def compare(bundle: Path, other: Path | None, per_layer: bool, as_json: bool) ->
 
 
 @click.command()
-@click.argument("delta", type=_PATH)
-@_BUNDLE
-@click.option("--key", "keys", required=True, multiple=True, type=_PATH, help="Private key; may be given several times.")
+@click.argument("source", type=_PATH)
+@click.option("--bundle", type=_PATH, help="Bundle folder made by `edgeedit export`.")
+@click.option("--key", "keys", multiple=True, type=_PATH, help="Private key; may be given several times.")
 @click.option("--accept-undecided", metavar="REASON", help="Pack although the gate is undecided; the reason is recorded.")
-@click.option("-o", "--out", required=True, type=_PATH, help="The patch to write (.eep).")
+@click.option("--for", "engine", type=click.Choice(["mender", "rauc", "swupdate"]), help="A payload of this update engine, with its hook.")
+@click.option("--compatible", multiple=True, help="With --for: device type, compatible string or hardware revision.")
+@click.option("--as-version", default="", help="With --for: the artifact's name or version; made from the digest when not given.")
+@click.option("--incoming", default="/var/lib/edgeedit/incoming", show_default=True, help="With --for swupdate: folder on the device.")
+@click.option("--trust", multiple=True, type=_PATH, help="With --for and a finished patch: the public key that signed it.")
+@click.option("-o", "--out", required=True, type=_PATH, help="The patch (.eep); with --for .mender, .raucb or .swu, else a folder.")
 @json_option
-def pack(delta: Path, bundle: Path, keys: tuple[Path, ...], accept_undecided: str | None, out: Path, as_json: bool) -> None:
-    """Lower DELTA onto the Bundle, compute probe expectations, sign."""
+def pack(
+    source: Path, bundle: Path | None, keys: tuple[Path, ...], accept_undecided: str | None, engine: str | None,
+    compatible: tuple[str, ...], as_version: str, incoming: str, trust: tuple[Path, ...], out: Path, as_json: bool,
+) -> None:  # fmt: skip
+    """Lower the delta SOURCE onto the Bundle, compute probe expectations, sign.
+
+    With --for, SOURCE may also be a finished patch.  The patch stays as it was signed; the engine's own signature is left to its tool.
+    """
+    from edgeedit.errors import InputError
+    from edgeedit.flows.wrap import Wanted, is_patch, pack_and_wrap, wrap_patch
+    from edgeedit.patch.keys import load_trust
+
+    ready = is_patch(source)
+    if ready and engine is None:
+        raise InputError(f"{source} is a patch already: expected a .delta, or --for ENGINE")
+    if not ready and (bundle is None or not keys):
+        raise InputError("pack lacks an option: expected --bundle and --key", hint="see `edgeedit pack --help`")
+    if engine is None:
+        _pack(source, bundle, keys, accept_undecided, out, as_json)  # type: ignore[arg-type]
+        return
+    wanted = Wanted(engine, compatible, as_version, incoming)
+    if ready:
+        wrapped = wrap_patch(source, load_trust(list(trust)), wanted, out)
+    else:
+        wrapped = pack_and_wrap(source, bundle, keys, wanted, out, accept_undecided=accept_undecided)  # type: ignore[arg-type]
+    payload = wrapped.payload
+    value = {"engine": engine, "out": str(out), "digest": payload.digest, "version": payload.named_version, "next": wrapped.next_step}
+    emit(value, f"{engine} payload {out}\ndigest {payload.digest}\nnext: {wrapped.next_step}", as_json=as_json)
+
+
+def _pack(delta: Path, bundle: Path, keys: tuple[Path, ...], accept_undecided: str | None, out: Path, as_json: bool) -> None:
     from edgeedit.bundle import load_bundle
     from edgeedit.delta import load_delta
     from edgeedit.flows.pack import pack as pack_delta

@@ -1,7 +1,8 @@
-"""Apply a patch by hand: verify, stage, try it in an engine of its own, confirm or revert."""
+"""Apply a patch by hand: verify, stage, try it in an engine of its own, confirm or revert; or leave that to the running application."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from edgeedit.device.memory import check_start
 from edgeedit.device.runtime import Runtime, Swap
+from edgeedit.device.state import Generation
 from edgeedit.device.store import Store
 from edgeedit.errors import EdgeEditError, IntegrityError, MismatchError, RefusedError, RevertedError, UnreachableError
 from edgeedit.limits import MAX_PATCH_BYTES
@@ -38,6 +40,26 @@ def read_patch_file(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UnreachableError(f"cannot read {path}: {error.strerror or error}", hint="check the path or the medium") from error
+
+
+def stage_patch(store_path: Path, patch_path: Path, *, wait: float = 0, poll: float = 0.5) -> Generation:
+    """Stage a patch for the running application; with `wait` (seconds) until its Runtime has confirmed it.
+
+    Raises what `Store.stage` raises; with `wait` also RevertedError (exit 7), and RefusedError (exit 6) when no verdict came in time:
+    the trial is then ended, so that what the caller takes for a failure is not confirmed later."""
+    with Store.open(store_path) as store:
+        found = store.stage(read_patch_file(patch_path))
+        end = time.monotonic() + wait
+        while wait and found.state in ("staged", "trying"):
+            if time.monotonic() > end and store.revert(found.id, f"no verdict within {wait:g} s"):
+                raise RefusedError(
+                    f"patch was not tried: expected a verdict within {wait:g} s, got none", hint="is the application running on this store?"
+                )
+            time.sleep(poll)
+            found = store.generation(found.id)
+    if wait and found.state != "confirmed":
+        raise RevertedError(f"patch was applied, then reverted: {found.reason}", hint="the store runs what it ran before")
+    return found
 
 
 def apply_patch(store_path: Path, patch_path: Path, *, threads: int = 0) -> ApplyResult:

@@ -318,6 +318,13 @@ class Store:
                 return False
             return True
 
+    def leave(self, patch: str, reason: str) -> bool:
+        """Leave the patch of that digest, whether it is on trial or runs as the head; False, and no change, where it does neither."""
+        for generation in reversed(self.current()):
+            if generation is not None and generation.patch == patch:
+                return self.revert(generation.id, reason)
+        return False
+
     def rollback(self) -> Generation:
         """Point the head to the former generation; raises MismatchError when the base is running already."""
         with self._write() as db:

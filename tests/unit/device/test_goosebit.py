@@ -6,9 +6,7 @@ confirmation; those are tested against the stub.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import shutil
 import socket
 import subprocess
 import time
@@ -24,6 +22,7 @@ from plant import Plant, found_plant
 from edgeedit.device.store import Store
 from edgeedit.errors import IntegrityError, UnreachableError
 from edgeedit.ota.client.session import DisagreementError
+from edgeedit.ota.server.engines import Payload, write_payload
 
 ROOT = Path(__file__).parents[3]
 PYTHON = ROOT / ".venv-goosebit" / "bin" / "python"
@@ -43,10 +42,12 @@ class Goosebit:
         assert answer.status == 200, (answer.status, answer.data)
         return answer.json()
 
-    def assign(self, digest: str, version: str, folder: Path, name: str = "") -> int:
-        """Upload an SWU named after the patch and open a rollout of it; the rollout's number."""
-        file = make_swu(folder, name or f"{digest}.swu", version)
-        software = self.call("PUT", "software", fields={"file": (file.name, file.read_bytes())})["id"]
+    def assign(self, patch: bytes, version: str, name: str = "") -> int:
+        """Upload the SWUpdate file that wraps the patch, named after it, and open a rollout of it; the rollout's number."""
+        payload = Payload("swupdate", patch, ("default",), version)
+        write_payload(payload, self.log.with_name("upload.swu"))
+        file = (name or f"{payload.digest}.swu", self.log.with_name("upload.swu").read_bytes())
+        software = self.call("PUT", "software", fields={"file": file})["id"]
         return int(self.call("PUT", "rollouts", json={"name": version, "feed": "plant", "software_id": software})["id"])
 
     def device(self, name: str = "cam-1") -> dict[str, Any]:
@@ -57,22 +58,6 @@ class Goosebit:
 
     def rollout(self, number: int) -> dict[str, Any]:
         return next(row for row in self.call("GET", "rollouts")["rollouts"] if row["id"] == number)
-
-
-def make_swu(folder: Path, name: str, version: str) -> Path:
-    """An SWUpdate file by cpio: its description comes first."""
-    place = folder / f"swu-{version}"
-    place.mkdir()
-    (place / "sw-description").write_text(f'software = {{ version = "{version}"; hardware-compatibility = [ "default" ]; }}\n')
-    done = subprocess.run(
-        [shutil.which("cpio") or "cpio", "-o", "-H", "crc", "--quiet"],
-        input=b"sw-description\n",
-        cwd=place,
-        capture_output=True,
-        check=True,
-    )
-    (place / name).write_bytes(done.stdout)
-    return place / name
 
 
 @pytest.fixture
@@ -112,10 +97,15 @@ def plant(world: Any, tmp_path: Path, goosebit: Goosebit) -> Plant:
     return found_plant(world, tmp_path / "cam", f"{goosebit.url}/DEFAULT", TOKEN)
 
 
-def test_assigned_fetched_from_the_repository_and_told(plant: Plant, goosebit: Goosebit, tmp_path: Path) -> None:
+def patch_of(plant: Plant) -> bytes:
+    (file,) = (plant.at / "tree" / "targets" / "patches").rglob("*.eep")
+    return file.read_bytes()
+
+
+def test_assigned_fetched_from_the_repository_and_told(plant: Plant, goosebit: Goosebit) -> None:
     """First poll to success; a pause and a foreign token on the way; what goosebit holds is never downloaded."""
     assert plant.once() == "nothing" and goosebit.device()["last_state"] == "Registered"
-    number = goosebit.assign(plant.rollout.patch.sha256, "1.0.0", tmp_path)
+    number = goosebit.assign(patch_of(plant), "1.0.0")
     goosebit.call("PATCH", "rollouts", json={"ids": [number], "paused": True})
     assert plant.once() == "nothing", "a paused rollout was taken"
     goosebit.call("PATCH", "rollouts", json={"ids": [number], "paused": False})
@@ -142,7 +132,7 @@ def test_what_fails_here_is_goosebits_failure_with_the_reason(world: Any, gooseb
     (tmp_path / "cam").mkdir()
     plant = found_plant(world, tmp_path / "cam", f"{goosebit.url}/DEFAULT", TOKEN, wrong_probe=True)
     plant.once()
-    first = goosebit.assign(plant.rollout.patch.sha256, "1.0.0", tmp_path)
+    first = goosebit.assign(patch_of(plant), "1.0.0")
     assert plant.once() == "staged"
     plant.take()
     assert plant.once() == "nothing"
@@ -150,7 +140,7 @@ def test_what_fails_here_is_goosebits_failure_with_the_reason(world: Any, gooseb
     assert "probe 0" in goosebit.said()
 
     for version, name, error in (("2.0.0", "", DisagreementError), ("3.0.0", "firmware.swu", IntegrityError)):
-        number = goosebit.assign(hashlib.sha256(version.encode()).hexdigest(), version, tmp_path, name)
+        number = goosebit.assign(f"signed by nobody {version}".encode(), version, name)
         goosebit.call("PATCH", "devices", json={"devices": ["cam-1"], "force_update": True})
         with plant.agent() as agent, pytest.raises(error) as caught:
             agent.once()
