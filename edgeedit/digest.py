@@ -43,6 +43,14 @@ def digest_array(array: np.ndarray[Any, Any]) -> str:
     return hashlib.sha256(little.data).hexdigest()
 
 
+def digest_blocks(blocks: Iterable[bytes]) -> str:
+    """SHA-256 of bytes that come in pieces."""
+    state = hashlib.sha256()
+    for block in blocks:
+        state.update(block)
+    return state.hexdigest()
+
+
 def digest_file(path: Path) -> str:
     """SHA-256 of a file, read in blocks of 1 MiB."""
     state = hashlib.sha256()

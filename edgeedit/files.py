@@ -12,9 +12,73 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
-from edgeedit.errors import InputError, RefusedError
+from edgeedit.errors import InputError, IntegrityError, RefusedError
+
+BLOCK = 256 * 1024  # bytes read or written at once
+
+
+class Octets(Protocol):
+    """Bytes in memory, or a file that is read where it is asked: both have a length and give slices (step 1) as bytes."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> bytes: ...
+
+
+class FileOctets:
+    """A file as `Octets`: no more of it is in memory than was asked for last.  A context manager.
+
+    Not mapped into memory: a medium that fails would end the process, and pages that were read would count as its own.  Raises
+    RefusedError (exit 6) when the file cannot be opened or read, IntegrityError (exit 5) when it became shorter."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._handle = path, -1
+        try:
+            self._handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._size = os.fstat(self._handle).st_size
+        except OSError as error:
+            self.close()
+            raise self._refused(error) from error
+
+    def __enter__(self) -> FileOctets:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give up the handle; twice is harmless."""
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, part: slice, /) -> bytes:
+        start, stop, _ = part.indices(self._size)
+        found: list[bytes] = []
+        try:
+            while start < stop and (block := os.pread(self._handle, stop - start, start)):
+                found.append(block)
+                start += len(block)
+        except OSError as error:
+            raise self._refused(error) from error
+        if start < stop:
+            raise IntegrityError(f"{self._path} became shorter while it was read: expected {self._size} bytes", hint="get the file again")
+        return found[0] if len(found) == 1 else b"".join(found)
+
+    def _refused(self, error: OSError) -> RefusedError:
+        return RefusedError(f"cannot read {self._path}: {error.strerror or error}", hint="check the disk")
+
+
+def blocks(data: Octets, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+    """The bytes from `start` to `stop` (the end without it), in pieces of at most BLOCK bytes."""
+    end = len(data) if stop is None else stop
+    for at in range(start, end, BLOCK):
+        yield data[at : min(at + BLOCK, end)]
 
 
 def fsync_dir(path: Path) -> None:

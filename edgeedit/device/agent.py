@@ -23,6 +23,7 @@ from edgeedit.device.receipts import QueuedReceipt
 from edgeedit.device.state import Generation
 from edgeedit.device.store import Store
 from edgeedit.errors import EdgeEditError, IntegrityError, MismatchError, RefusedError, UnreachableError
+from edgeedit.files import FileOctets
 
 LOCK, DOWNLOADS = "agent.lock", "downloads"
 MAX_SENT = 64  # receipts in one delivery
@@ -169,18 +170,13 @@ class Agent:
         store.receipts.note(order.release, "offered", order.patch)
         _make_folder(folder)
         path = self._source.fetch(order, folder)
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise RefusedError(f"cannot read {path}: {error.strerror}", hint="check the disk") from error
         store.receipts.note(order.release, "verified", order.patch)
         try:
-            generation = store.stage(data, release=order.release, sequence=order.sequence)
+            with FileOctets(path) as data:
+                generation = store.stage(data, release=order.release, sequence=order.sequence)
         except (IntegrityError, MismatchError) as error:
             # It will not fit at the next poll either: tell why, and do not fetch it again.
             store.receipts.note(order.release, "reverted", order.patch, reason=error.message)
-            if isinstance(error, IntegrityError):
-                store.note_refusal(error.message)
             _clear(folder)
             return Report("refused", order.release, 0, error.message)
         _clear(folder)

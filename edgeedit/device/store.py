@@ -16,25 +16,25 @@ import contextlib
 import os
 import shutil
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 from edgeedit.bundle import BUNDLE_FILE, GOLDEN_FILE, MODEL_FILE, PROBES_FILE, WEIGHTS_FILE, Bundle, load_bundle, verify_bundle
 from edgeedit.device import state
+from edgeedit.device.fit import check_fit
 from edgeedit.device.floors import StoreFloors
 from edgeedit.device.garbage import Collected, collect
 from edgeedit.device.owner import is_gone, uptime
-from edgeedit.device.prepare import probe_inputs
 from edgeedit.device.receipts import StoreReceipts
 from edgeedit.device.state import Generation
+from edgeedit.digest import digest_blocks
 from edgeedit.errors import EdgeEditError, InputError, IntegrityError, MismatchError, RefusedError
-from edgeedit.files import copy_file, fsync_dir, replace_file
+from edgeedit.files import Octets, blocks, copy_file, fsync_dir, replacing
 from edgeedit.limits import MAX_CHAIN, MAX_TRIAL_ATTEMPTS
 from edgeedit.patch.keys import PublicKey, load_trust
-from edgeedit.patch.manifest import Manifest
 from edgeedit.patch.read import Patch, read_unverified
 
 DATABASE, BASE, OBJECTS, TRUST = "state.sqlite", "base", "objects", "trust"
@@ -192,7 +192,7 @@ class Store:
     def _object(self, digest: str) -> Path:
         return self.path / OBJECTS / f"{digest}.eep"
 
-    def stage(self, data: bytes, *, release: str = "", sequence: int = 0) -> Generation:
+    def stage(self, data: Octets, *, release: str = "", sequence: int = 0) -> Generation:
         """Verify a patch file's bytes against trust, base, head and chain, and keep it as the trial.
 
         `release` and `sequence` are those of the order by which it came, if any.  A patch that is the trial or runs already is
@@ -203,7 +203,7 @@ class Store:
         known = _already(patch, head, trial, chain)
         if known is not None:
             return known
-        self._check_fit(patch.manifest, head)
+        check_fit(self.bundle, patch.manifest, head.result)
         self._check_withdrawn(patch.digest, sequence)
         if trial is not None:
             raise RefusedError(
@@ -215,13 +215,13 @@ class Store:
 
     def _keep(self, patch: Patch, head: Generation, order: tuple[str, int]) -> Generation:
         target = self._object(patch.digest)
-        replace_file(target, patch.data)
+        _put(target, patch)
         try:
             with self._write() as db:
                 if state.read_head(db) != head or state.read_trial(db) is not None:
                     raise RefusedError("store changed while the patch was checked", hint="stage it again")
                 if not target.is_file():  # a collection took it before it had a row; none can run now
-                    replace_file(target, patch.data)
+                    _put(target, patch)
                 return state.add_trial(db, head, patch.digest, patch.manifest.result, order)
         except (RefusedError, IntegrityError):
             # An object that nobody names is harmless and goes at the next collection; the first error is what must be told.
@@ -241,33 +241,6 @@ class Store:
             raise MismatchError(
                 f"patch was withdrawn: expected an order after number {row[0]}, got {sequence}", hint="release it again, or make another"
             )
-
-    def _check_fit(self, manifest: Manifest, head: Generation) -> None:
-        bundle, probe = self.bundle, manifest.probe
-        if manifest.recipe != bundle.recipe or manifest.precision != bundle.precision:
-            raise MismatchError(
-                f"patch is for another model: expected {bundle.recipe} {bundle.precision}, got {manifest.recipe} {manifest.precision}",
-                hint="pack it for this bundle",
-            )
-        if manifest.parent != head.result:
-            raise MismatchError(
-                f"patch does not fit: expected parent {head.result[:12]}, got {manifest.parent[:12]}",
-                hint="apply the patches in their order, or pack it on this generation",
-            )
-        probes = len(probe_inputs(bundle))
-        if (probe.count, probe.width) != (probes, bundle.output_width):
-            raise MismatchError(
-                f"patch has other probes: expected {probes} of width {bundle.output_width}, got {probe.count} of width {probe.width}",
-                hint="pack it for this bundle",
-            )
-        known = bundle.tensor_map.by_name()
-        for row in manifest.tensors:
-            tensor = known.get(row.name)
-            if tensor is None or not tensor.editable or tensor.shape != row.shape or tensor.dtype != row.dtype:
-                raise MismatchError(
-                    f"patch touches a tensor that this base does not offer: got {row.name} {row.dtype} {row.shape}",
-                    hint="pack it for this bundle",
-                )
 
     def claim(self, number: int, owner: str) -> bool:
         """Take the trial for `owner` and count an attempt, durably, before weights load; False when another has it.
@@ -363,6 +336,18 @@ class Store:
 def _holds(db: sqlite3.Connection, number: int, owner: str) -> bool:
     row = db.execute("SELECT state, owner FROM generation WHERE id = ?", (number,)).fetchone()
     return bool(row == ("trying", owner))
+
+
+def _put(target: Path, patch: Patch) -> None:
+    with replacing(target) as handle:
+        if digest_blocks(_written(handle, patch.data)) != patch.digest:
+            raise IntegrityError("patch changed while it was copied: its digest differs", hint="stage it again")
+
+
+def _written(handle: BinaryIO, data: Octets) -> Iterator[bytes]:
+    for block in blocks(data):
+        handle.write(block)
+        yield block
 
 
 def _already(patch: Patch, head: Generation, trial: Generation | None, chain: Sequence[Generation]) -> Generation | None:

@@ -78,7 +78,7 @@ def add_patch_files(
     the role, or none of `trust`, signed one of them; then none is published."""
     tree = Tree(place, clock)
     trusted = load_trust(list(trust)) if trust else role_trust(tree, f"patches-{profile}")
-    contents = [load_patch(file, trusted).data for file in files]
+    contents = [load_patch(file, trusted).data[:] for file in files]
     return add_patches(tree, profile, contents, keyring, online=online)
 
 

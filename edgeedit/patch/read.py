@@ -2,7 +2,7 @@
 
 Guarantees: before the signature of a trusted key verifies, only the fixed header is read; a `Patch` exists only with a
 verified signature, a checked manifest and section table, and matching section digests.  Payloads are decoded on demand,
-with sizes checked first.  Everything happens on one bytes object in memory, so the file cannot change in between.
+with sizes checked first.  On bytes in memory nothing can change in between; of a file, whatever is read again is digested again.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import numpy as np
 
 from edgeedit.bundle import DTYPES
 from edgeedit.delta import ExactPart, LowRankPart, SparsePart, TensorDelta
-from edgeedit.digest import digest_bytes
+from edgeedit.digest import digest_blocks, digest_bytes
 from edgeedit.errors import InputError, IntegrityError
+from edgeedit.files import Octets, blocks
 from edgeedit.limits import MAX_MANIFEST_BYTES, MAX_PATCH_BYTES, MAX_SIGNATURES
 from edgeedit.patch.header import FIXED, HEADER_BYTES, MAGIC, SLOT, VERSION, signed_message
 from edgeedit.patch.keys import TEST_KEY_IDS, PublicKey
@@ -35,18 +36,21 @@ _TRUST = "give the signer's public key, or ask who made this patch"
 @dataclass(frozen=True)
 class Patch:
     """A verified patch: `manifest`, `digest` (SHA-256 of the whole file), `signers` (key ids that are trusted and verified),
-    `data` (the whole file)."""
+    `data` (the whole file: bytes, or an open file)."""
 
     manifest: Manifest
     digest: str
     signers: tuple[str, ...]
-    data: bytes = field(repr=False)
+    data: Octets = field(repr=False)
     payload_start: int = field(repr=False)
 
     def section_bytes(self, section: Section) -> bytes:
-        """The stored bytes of one section of this patch's manifest."""
+        """The stored bytes of one section of this patch's manifest; raises IntegrityError when the file changed since it was verified."""
         start = self.payload_start + section.offset
-        return self.data[start : start + section.length]
+        found = self.data[start : start + section.length]
+        if not isinstance(self.data, bytes) and digest_bytes(found) != section.sha256:
+            raise _changed(section)
+        return found
 
     def tensor(self, name: str) -> PatchTensor:
         """The manifest row of a deployed tensor; raises InputError when the patch does not touch it."""
@@ -125,13 +129,17 @@ def _inflate(data: bytes, size: int) -> bytes:
     return raw
 
 
+def _changed(section: Section) -> IntegrityError:
+    return IntegrityError(f"section {section.name} was changed: its digest differs", hint=_HINT)
+
+
 @dataclass(frozen=True)
 class UnverifiedPatch:
     """A file of which only the fixed header was read.  The one thing to do with it is `verify`."""
 
     manifest_bytes: int
     slots: tuple[tuple[str, bytes], ...] = field(repr=False)
-    data: bytes = field(repr=False)
+    data: Octets = field(repr=False)
 
     def verify(self, trusted: Sequence[PublicKey], *, allow_test_keys: bool = False) -> Patch:
         """The Patch, or IntegrityError (exit 5): no trusted signature, a wrong one under a trusted key, a broken manifest or
@@ -141,11 +149,11 @@ class UnverifiedPatch:
         key_ids = [bytes.fromhex(key_id) for key_id, _ in self.slots]
         signers = self._signers(trusted, signed_message(self.data[: FIXED.size], key_ids, manifest_data), allow_test_keys)
         manifest = parse_manifest(plain_manifest(manifest_data), len(self.data) - payload_start)
-        patch = Patch(manifest, digest_bytes(self.data), signers, self.data, payload_start)
         for section in manifest.sections:
-            if digest_bytes(patch.section_bytes(section)) != section.sha256:
-                raise IntegrityError(f"section {section.name} was changed: its digest differs", hint=_HINT)
-        return patch
+            start = payload_start + section.offset
+            if digest_blocks(blocks(self.data, start, start + section.length)) != section.sha256:
+                raise _changed(section)
+        return Patch(manifest, digest_blocks(blocks(self.data)), signers, self.data, payload_start)
 
     def _signers(self, trusted: Sequence[PublicKey], message: bytes, allow_test_keys: bool) -> tuple[str, ...]:
         known = {key.key_id: key for key in trusted}
@@ -165,11 +173,12 @@ class UnverifiedPatch:
         return tuple(signers)
 
 
-def read_unverified(data: bytes) -> UnverifiedPatch:
+def read_unverified(data: Octets) -> UnverifiedPatch:
     """Read the fixed header (FORMAT 1, 2) and nothing else; raises IntegrityError when it is wrong."""
-    if data[: len(MAGIC)] != MAGIC:
+    head = data[:HEADER_BYTES]
+    if head[: len(MAGIC)] != MAGIC:
         raise IntegrityError("not a patch: the first 8 bytes are no patch magic", hint="give a .eep file")
-    version = int.from_bytes(data[len(MAGIC) : len(MAGIC) + 2], "little")
+    version = int.from_bytes(head[len(MAGIC) : len(MAGIC) + 2], "little")
     if version != VERSION:
         raise IntegrityError(
             f"patch has another format version: expected {VERSION}, got {version}", hint=_UPGRADE if version > VERSION else _OLD
@@ -178,17 +187,17 @@ def read_unverified(data: bytes) -> UnverifiedPatch:
         raise IntegrityError(
             f"patch has an impossible size: expected {HEADER_BYTES + 1}..{MAX_PATCH_BYTES} bytes, got {len(data)}", hint=_HINT
         )
-    _, _, count, manifest_bytes, total = FIXED.unpack_from(data)
+    _, _, count, manifest_bytes, total = FIXED.unpack_from(head)
     if total != len(data):
         raise IntegrityError(f"patch is cut off or longer than it says: expected {total} bytes, got {len(data)}", hint=_HINT)
     if not 1 <= count <= MAX_SIGNATURES:
         raise IntegrityError(f"number of signatures is wrong: expected 1..{MAX_SIGNATURES}, got {count}", hint=_HINT)
     if not 1 <= manifest_bytes <= min(MAX_MANIFEST_BYTES, total - HEADER_BYTES):
         raise IntegrityError(f"manifest has an impossible size: got {manifest_bytes} bytes", hint=_HINT)
-    slots = [SLOT.unpack_from(data, FIXED.size + number * SLOT.size) for number in range(count)]
+    slots = [SLOT.unpack_from(head, FIXED.size + number * SLOT.size) for number in range(count)]
     if any(first[0] >= second[0] for first, second in itertools.pairwise(slots)):
         raise IntegrityError("signatures are out of order: expected strictly ascending key ids", hint=_HINT)
-    if any(data[FIXED.size + count * SLOT.size : HEADER_BYTES]):
+    if any(head[FIXED.size + count * SLOT.size : HEADER_BYTES]):
         raise IntegrityError("an unused signature slot is not empty", hint=_HINT)
     return UnverifiedPatch(manifest_bytes, tuple((key_id.hex(), signature) for key_id, signature in slots), data)
 

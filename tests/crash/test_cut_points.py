@@ -45,8 +45,8 @@ _STORE, _STATE, _RUNTIME = "edgeedit.device.store:", "edgeedit.device.state:", "
 
 # (function, before/after, n-th call) -> head, state of generation 1 (None = not there), attempts
 _CUTS = [
-    (_STORE + "replace_file", "before", 1, 0, None, 0),
-    (_STORE + "replace_file", "after", 1, 0, None, 0),
+    (_STORE + "_put", "before", 1, 0, None, 0),
+    (_STORE + "_put", "after", 1, 0, None, 0),
     (_STATE + "add_trial", "before", 1, 0, None, 0),
     (_STATE + "add_trial", "after", 1, 0, None, 0),  # in the transaction, before COMMIT
     (_STORE + "Store.claim", "before", 1, 0, "staged", 0),

@@ -57,7 +57,9 @@ def open_carrier(place: str, link: Link, *, site: str, device: str) -> Carrier:
 
 def post(base: str, batch: Sequence[bytes], *, link: Link, pool: urllib3.PoolManager | None = None) -> None:
     """POST one envelope a line to `base/receipts`, over `pool` (which stays open) where there is one.  The answer must account for every
-    receipt, so that a captive portal that answers 200 to everything is not taken for the receiver.  Raises UnreachableError (exit 8) or IntegrityError (exit 5)."""
+    receipt, so that a captive portal that answers 200 to everything is not taken for the receiver.
+
+    Raises UnreachableError (exit 8) or IntegrityError (exit 5)."""
     kept, pool = pool is not None, pool or make_pool(link)
     url = f"{base.rstrip('/')}/receipts"
     try:

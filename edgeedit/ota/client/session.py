@@ -76,15 +76,15 @@ class Offer:
     config: Config = field(repr=False)
 
 
-def poll(config: Config, floors: Floors, now: float, transport: Transport | None = None) -> Offer | None:
-    """What the source has for this device at `now` (Unix seconds by the device's clock), or None.  Reads by `transport`, which stays open,
-    or by one of its own.
+def poll(config: Config, floors: Floors, now: float, by: Transport | None = None) -> Offer | None:
+    """What the source has for this device at `now` (Unix seconds by the device's clock), or None.  Reads `by` a transport, which stays
+    open, or by one of its own.
 
     Raises UnreachableError (8: no network, too slow, another poll is running), IntegrityError (5: expired, rolled back, forged, or, as
     DisagreementError, the two roles do not name the patch), MismatchError (4: site or profile unknown, or, as UnfitError, what is `wanted`
     does not fit what runs here), RefusedError (6: wrong clock, disk)."""
     moment = trusted_time(now, floors, step=config.step_clock)
-    with _locked(config.folder), _source(config, transport) as transport:
+    with _locked(config.folder), _source(config, by) as transport:
         began = time.time()
         metadata = refreshed(config.folder, transport, config.root, moment)
         metadata.check_floors(floors)
@@ -103,14 +103,14 @@ def poll(config: Config, floors: Floors, now: float, transport: Transport | None
         return offer
 
 
-def fetch(offer: Offer, folder: Path, transport: Transport | None = None) -> Path:
-    """The patch of an `install` offer as `folder/<digest>.eep`, verified against both roles' digest and synced; `transport` as for `poll`.
+def fetch(offer: Offer, folder: Path, by: Transport | None = None) -> Path:
+    """The patch of an `install` offer as `folder/<digest>.eep`, verified against both roles' digest and synced; `by` as for `poll`.
 
     Raises UnreachableError (8; what arrived is kept and taken up next time), IntegrityError (5; nothing is kept), RefusedError (6)."""
     patch = offer.rollout.patch
     if offer.action != "install":
         raise MismatchError("nothing to fetch: expected an offer to install, got one to return", hint="roll back to the named generation")
-    with _source(offer.config, transport) as transport:
+    with _source(offer.config, by) as transport:
         path = f"targets/{_hashed(patch.path, patch.sha256)}"
         return fetch_file(transport, path, patch.sha256, patch.length, folder / f"{patch.sha256}.eep")
 

@@ -55,16 +55,16 @@ def _graph(folder: Path, rows: list[MappedTensor]) -> None:
     onnx.save(model, str(folder / "model.onnx"))
 
 
-def make_bundle(folder: Path) -> Bundle:
-    """Write the tiny Bundle."""
+def make_bundle(folder: Path, shapes: dict[str, tuple[int, ...]] = SHAPES) -> Bundle:
+    """Write the tiny Bundle, or one of other widths."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
-    weights = {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in SHAPES.items()}
+    weights = {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}
     rows, content = [], b""
     for name in sorted(weights):
         data = weights[name].tobytes()
         rows.append(
-            MappedTensor(name, name, False, "float32", SHAPES[name], len(content), len(data), digest_array(weights[name]), name in EDITABLE)
+            MappedTensor(name, name, False, "float32", shapes[name], len(content), len(data), digest_array(weights[name]), name in EDITABLE)
         )
         content += data + b"\0" * (-len(data) % 4096)
     (folder / "weights.bin").write_bytes(content)
@@ -124,13 +124,24 @@ class World:
         return fingerprint(TensorDigest(n, "float32", tuple(a.shape), digest_array(a)) for n, a in weights.items())
 
 
+def _world(folder: Path, shapes: dict[str, tuple[int, ...]] = SHAPES) -> World:
+    bundle = make_bundle(folder / "bundle", shapes)
+    private, public = folder / "ml.key", folder / "ml.pub"
+    new_key(private, public)
+    return World(bundle, load_private_key(private), public, {n: np.array(a) for n, a in bundle.weights().items()})
+
+
 @pytest.fixture
 def world(tmp_path: Path) -> World:
     """A fresh bundle and key."""
-    bundle = make_bundle(tmp_path / "bundle")
-    private, public = tmp_path / "ml.key", tmp_path / "ml.pub"
-    new_key(private, public)
-    return World(bundle, load_private_key(private), public, {n: np.array(a) for n, a in bundle.weights().items()})
+    return _world(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def wide_world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """One with a layer of 3 million weights."""
+    width = 65_536
+    return _world(tmp_path_factory.mktemp("wide"), {"first": (48, width), "second": (width, 8), "bias": (width,)})
 
 
 @pytest.fixture
