@@ -50,7 +50,7 @@ def is_patch(path: Path) -> bool:
 def wrap_patch(patch: Path, trusted: Sequence[PublicKey], wanted: Wanted, out: Path) -> Wrapped:
     """Verify a patch file and write its payload; raises IntegrityError (5) when no trusted key signed it, or what `write_payload` does."""
     data = load_patch(patch, trusted).data
-    payload = Payload(wanted.engine, bytes(data), wanted.compatible, wanted.version, wanted.incoming)
+    payload = Payload(wanted.engine, data[:], wanted.compatible, wanted.version, wanted.incoming)
     return Wrapped(out, payload, write_payload(payload, out))
 
 
