@@ -56,9 +56,13 @@ class MqttOutlet:
                 raise InputError(f"no part of a topic: expected a {name} without + # /, got {value!r}")
         self._topics = {word: f"edgeedit/{site}/{word}/{device}" for word in ("status", "events", "figures")}
         self._spool = spool
-        self._lock = threading.Lock()
+        # The library calls `_arrived` with its own lock held and takes that lock to publish: whoever publishes must not hold `_lock`.
+        # `_order` keeps events in their order on the wire; `_arrived` and `_gone` never take it.
+        self._order, self._lock = threading.Lock(), threading.Lock()
         self._next, self._waiting = _read_spool(spool)
         self._sent: dict[int, int] = {}  # the library's message number -> sequence
+        # Message numbers that arrived before `publish` had returned them; None while no event is being sent.
+        self._early: set[int] | None = None
         self._online = False
         self._client = _client(f"edgeedit-{site}-{device}")
         if parts.username:
@@ -79,14 +83,16 @@ class MqttOutlet:
 
     def event(self, event: Event) -> None:
         """Keep it, and send it when the broker is there; raises RefusedError when the disk refuses."""
-        with self._lock:
-            self._waiting[self._next] = asdict(event)
-            sequence, self._next = self._next, self._next + 1
-            while len(self._waiting) > MAX_SPOOLED_EVENTS:
-                del self._waiting[min(self._waiting)]
-            self._keep()
-            if self._online:
-                self._send(sequence)
+        with self._order:
+            with self._lock:
+                sequence, self._next = self._next, self._next + 1
+                self._waiting[sequence] = asdict(event)
+                while len(self._waiting) > MAX_SPOOLED_EVENTS:
+                    del self._waiting[min(self._waiting)]
+                self._keep()
+                online = self._online
+            if online:
+                self._send(sequence, asdict(event))
 
     def figures(self, figures: Figures) -> None:
         """The latest, if the broker is there."""
@@ -104,9 +110,15 @@ class MqttOutlet:
         with self._lock:
             self._keep()
 
-    def _send(self, sequence: int) -> None:
-        data = _json({"sequence": sequence, **self._waiting[sequence]})
-        self._sent[self._client.publish(self._topics["events"], data, qos=1).mid] = sequence
+    def _send(self, sequence: int, value: dict[str, Any]) -> None:
+        with self._lock:
+            self._early = set()
+        number = self._client.publish(self._topics["events"], _json({"sequence": sequence, **value}), qos=1).mid
+        with self._lock:
+            early, self._early = self._early, None
+            self._sent[number] = sequence
+            if number in early:
+                self._done(number)
 
     def _keep(self) -> None:
         write_json(self._spool, {"schema_version": SCHEMA_VERSION, "next": self._next, "events": self._waiting})
@@ -116,10 +128,12 @@ class MqttOutlet:
         if code.is_failure:
             return
         client.publish(self._topics["status"], _json({"online": True}), qos=1, retain=True)
-        with self._lock:
-            self._online, self._sent = True, {}
-            for sequence in sorted(self._waiting):
-                self._send(sequence)
+        with self._order:
+            with self._lock:
+                self._online, self._sent = True, {}
+                waiting = sorted(self._waiting.items())
+            for sequence, value in waiting:
+                self._send(sequence, value)
 
     def _gone(self, *_: Any) -> None:
         with self._lock:
@@ -127,9 +141,14 @@ class MqttOutlet:
 
     def _arrived(self, _client: Client, _data: Any, number: int, *_: Any) -> None:
         with self._lock:
-            sequence = self._sent.pop(number, None)
-            if sequence is not None and self._waiting.pop(sequence, None) is not None and not self._sent:
-                self._keep()
+            if number in self._sent:
+                self._done(number)
+            elif self._early is not None:
+                self._early.add(number)
+
+    def _done(self, number: int) -> None:
+        if self._waiting.pop(self._sent.pop(number), None) is not None and not self._sent:
+            self._keep()
 
 
 def _client(name: str) -> Client:

@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -140,6 +141,38 @@ def test_events_wait_for_a_broker_that_is_away_and_a_dead_device_is_told(broker:
     assert _until(lambda: broker.of("status")[-1]["online"] is False)
     again.close()
     assert json.loads(spool.read_text("utf-8"))["events"] == {} and json.loads(spool.read_text("utf-8"))["next"] == 5
+
+
+def test_an_arrival_while_an_event_is_sent_blocks_neither(tmp_path: Path) -> None:
+    """The library tells arrivals from its own thread, with the lock held that `publish` takes."""
+    outlet = MqttOutlet("mqtt://127.0.0.1:9", site="a", device="b", spool=tmp_path / "spool.json")
+    outlet._client.loop_stop()
+    mutex, numbers, stuck = threading.Lock(), iter(range(1, 9)), []
+
+    def arrives(number: int) -> None:
+        with mutex:
+            outlet._arrived(outlet._client, None, number)
+
+    def publish(*_: Any, **__: Any) -> Any:
+        number = next(numbers)
+        # Of the message before, and of this one before its number is known.
+        threads = [threading.Thread(target=arrives, args=(n,), daemon=True) for n in (number - 1, number) if n]
+        for thread in threads:
+            thread.start()
+            thread.join(2)
+        stuck.extend(thread for thread in threads if thread.is_alive())
+        assert mutex.acquire(timeout=2)
+        mutex.release()
+        return SimpleNamespace(mid=number)
+
+    outlet._client.publish = publish  # type: ignore[method-assign]
+    outlet._online = True
+    for number in range(3):
+        outlet.event(Event("drift_warn", number, "", 0.0))
+    assert not stuck and outlet.waiting == 0
+    outlet._online = False
+    outlet.close()
+    assert json.loads((tmp_path / "spool.json").read_text("utf-8"))["events"] == {}
 
 
 def test_the_spool_is_capped_and_a_wrong_one_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
