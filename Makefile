@@ -96,7 +96,7 @@ fuzz-ci:
 STORE_SEQUENCES ?= 10000
 store-states: $(VENV)/.installed
 	@mkdir -p build
-	EDGEEDIT_STORE_SEQUENCES=$(STORE_SEQUENCES) EDGEEDIT_STORE_JSON=build/store_states.json $(BIN)/python -m pytest -q tests/property/test_store_states.py
+	EDGEEDIT_STORE_SEQUENCES=$(STORE_SEQUENCES) EDGEEDIT_STORE_JSON=build/store_states.json $(BIN)/python -m pytest -q --timeout=0 tests/property/test_store_states.py
 
 # An agent and an application on one store, a patch every second, random kills; ten minutes.
 SOAK_SECONDS ?= 600

@@ -1,4 +1,4 @@
-"""Suite-wide rules: with CI=true a skip outside the `gpu` and `jetson` markers fails the run."""
+"""Suite-wide rules: with CI=true a skip outside the `gpu` and `jetson` markers fails the run; what is slow or builds has a longer limit."""
 
 from __future__ import annotations
 
@@ -10,6 +10,14 @@ import pytest
 
 _MAY_SKIP = {"gpu", "jetson"}
 _forbidden: list[str] = []
+_LONG = 900  # seconds
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that are marked slow, and native ones, whose fixtures build programs, may take longer than the suite's limit."""
+    for item in items:
+        if item.get_closest_marker("slow") or "native" in item.path.parts:
+            item.add_marker(pytest.mark.timeout(_LONG))
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -43,7 +43,7 @@ def main() -> None:
     for command in ("", *COMMANDS):
         start = time.monotonic()
         arguments = [sys.executable, "-m", "edgeedit.cli.main", *([command] if command else []), "--help"]
-        done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+        done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=120)
         if done.returncode or "Usage: edgeedit" not in done.stdout:
             raise SystemExit(f"`{command} --help` failed: {done.stderr}")
         print(f"help {command or 'edgeedit':<10} {time.monotonic() - start:.2f} s")

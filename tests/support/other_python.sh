@@ -2,7 +2,7 @@
 # Run the device-side suite on another interpreter: INTERPRETER VENV ONNXRUNTIME TESTS
 set -eu
 "$1" -m venv "$2"
-"$2/bin/pip" install -q scikit-build-core nanobind cmake ninja numpy click cryptography tomli "$3" onnx pytest hypothesis 'tuf>=7,<8' 'securesystemslib[crypto]' urllib3 'sqlalchemy>=2' 'alembic>=1.13' scipy prometheus-client 'paho-mqtt>=2.1' pillow \
+"$2/bin/pip" install -q scikit-build-core nanobind cmake ninja numpy click cryptography tomli "$3" onnx pytest pytest-timeout hypothesis 'tuf>=7,<8' 'securesystemslib[crypto]' urllib3 'sqlalchemy>=2' 'alembic>=1.13' scipy prometheus-client 'paho-mqtt>=2.1' pillow \
 	'river; python_version >= "3.11"'
 # Stubs only: with its dependencies it would ask for the vendor's libraries.
 "$2/bin/pip" install -q --no-deps -c requirements/constraints.txt tensorrt-stubs

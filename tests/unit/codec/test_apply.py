@@ -142,11 +142,11 @@ def test_applying_releases_the_gil() -> None:
         apply_delta(old, delta)
         done.set()
 
-    thread = threading.Thread(target=work)
+    thread = threading.Thread(target=work, daemon=True)
     thread.start()
     ticks = 0
     while not done.wait(0.001):
         ticks += 1
-    thread.join()
+    thread.join(30)
     # With the GIL held this loop would get at most a turn or two before and after the call.
     assert ticks > 5

@@ -285,7 +285,7 @@ def test_the_runtime_loads_no_update_client_and_quickly(store: Path) -> None:
     )
     times = []
     for _ in range(3):
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
         assert done.returncode == 0, done.stderr
         times.append(float(done.stdout))
     assert min(times) <= 0.3, times
@@ -331,7 +331,7 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
     copy = tmp_path / UNIT.name
     copy.write_text(UNIT.read_text("utf-8").replace("/opt/edgeedit/bin/edgeedit", "/bin/true"), "utf-8")
     done = subprocess.run(
-        ["systemd-analyze", "verify", str(copy)], capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"}
+        ["systemd-analyze", "verify", str(copy)], capture_output=True, text=True, check=False, timeout=60, env={**os.environ, "LC_ALL": "C"}
     )
     complaints = [line for line in done.stderr.splitlines() if UNIT.name in line and "man" not in line]
     assert not complaints, complaints

@@ -65,17 +65,19 @@ def test_other_threads_never_get_an_address_of_a_tensor() -> None:
             mine = [np.full(HUGE // 4 + 512, k, np.float32) for k in range(4)]
             faults.extend(k for k, array in enumerate(mine) if not (array == k).all())
 
-    threads = [threading.Thread(target=grab) for _ in range(2)]
+    threads = [threading.Thread(target=grab, daemon=True) for _ in range(2)]
     for thread in threads:
         thread.start()
-    for number in range(1, 60):
-        twin.fill(np.broadcast_to(np.float32(number), twin.live.shape))
-        twin.exchange()
-        assert (twin.live == number).all()
-        assert (twin.next == number - 1).all()
-    stop.set()
+    try:
+        for number in range(1, 60):
+            twin.fill(np.broadcast_to(np.float32(number), twin.live.shape))
+            twin.exchange()
+            assert (twin.live == number).all()
+            assert (twin.next == number - 1).all()
+    finally:
+        stop.set()
     for thread in threads:
-        thread.join()
+        thread.join(30)
     assert not faults
 
 

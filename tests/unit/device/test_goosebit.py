@@ -38,7 +38,7 @@ class Goosebit:
     headers: dict[str, str]
 
     def call(self, method: str, path: str, **given: Any) -> Any:
-        answer = urllib3.request(method, f"{self.url}/api/v1/{path}", headers=self.headers, **given)
+        answer = urllib3.request(method, f"{self.url}/api/v1/{path}", headers=self.headers, timeout=30.0, **given)
         assert answer.status == 200, (answer.status, answer.data)
         return answer.json()
 
@@ -82,7 +82,7 @@ def goosebit(tmp_path: Path) -> Iterator[Goosebit]:
             assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
             time.sleep(0.05)
         url = f"http://127.0.0.1:{port}"
-        login = urllib3.request("POST", f"{url}/setup", fields={"username": "desk", "password": "x"})
+        login = urllib3.request("POST", f"{url}/setup", fields={"username": "desk", "password": "x"}, timeout=30.0)
         server = Goosebit(url, folder / "log", {"Authorization": f"Bearer {login.json()['access_token']}"})
         server.call("PUT", "devices", json={"devices": ["cam-1"], "auth_token": TOKEN, "feed": "plant"})
         yield server

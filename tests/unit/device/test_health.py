@@ -96,13 +96,13 @@ def camera() -> Iterator[Callable[[Runtime], None]]:
                 continue
 
     def begin(runtime: Runtime) -> None:
-        threads.append(threading.Thread(target=serve, args=(runtime,)))
+        threads.append(threading.Thread(target=serve, args=(runtime,), daemon=True))
         threads[-1].start()
 
     yield begin
     stop.set()
     for thread in threads:
-        thread.join()
+        thread.join(30)
 
 
 def test_probes_before_the_swap_leave_one_after_it(world: Any, store: Path, reference: Any) -> None:
@@ -238,7 +238,7 @@ def test_a_withdrawal_during_the_watch_ends_it(world: Any, store: Path, referenc
         timer = threading.Timer(0.3, partial(opened.withdraw, digest, sequence=1, reason="halt"))
         timer.start()
         swap = runtime.step()
-        timer.join()
+        timer.join(30)
         assert swap is not None and swap.state == "reverted" and "withdrawn" in swap.reason
         assert runtime.generation == 0 and opened.generation(1).state == "withdrawn"
 

@@ -47,12 +47,12 @@ def test_metrics_answer_on_loopback_only_and_as_prometheus_reads_them(world: Any
         for _ in range(8):
             runtime.run(np.random.default_rng(0).random((1, 3, 4, 4), np.float32))
             monitor.work()
-        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics") as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=10) as answer:
             text = answer.read().decode()
         found = {family.name: family for family in parser.text_string_to_metric_families(text)}
         assert found["edgeedit_frames"].samples[0].value == 8 and found["edgeedit_windows"].samples[0].value == 2
         with pytest.raises(urllib.error.HTTPError, match="404"):
-            urllib.request.urlopen(f"http://127.0.0.1:{server.port}/")
+            urllib.request.urlopen(f"http://127.0.0.1:{server.port}/", timeout=10)
         # Another address of this machine (all of 127/8 is its own) is not listened to.
         with socket.socket() as other:
             assert other.connect_ex(("127.0.0.2", server.port)) != 0
@@ -171,6 +171,36 @@ def test_an_arrival_while_an_event_is_sent_blocks_neither(tmp_path: Path) -> Non
         outlet.event(Event("drift_warn", number, "", 0.0))
     assert not stuck and outlet.waiting == 0
     outlet._online = False
+    outlet.close()
+    assert json.loads((tmp_path / "spool.json").read_text("utf-8"))["events"] == {}
+
+
+@pytest.mark.sysdeps
+def test_acknowledgements_that_come_while_events_are_written_stop_nothing(
+    broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow disk: the broker has an event before the next is on disk.  Each side once waited for the other's lock for ever."""
+    keep = mqtt.write_json
+
+    def slowly(*given: Any) -> None:
+        keep(*given)
+        time.sleep(0.02)
+
+    monkeypatch.setattr(mqtt, "write_json", slowly)
+    outlet = _outlet(broker, tmp_path / "spool.json")
+
+    def tell(first: int) -> None:
+        for number in range(first, first + 20):
+            outlet.event(Event("drift_warn", number, "", 0.0))
+
+    threads = [threading.Thread(target=tell, args=(first,), daemon=True) for first in (0, 100)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert not any(thread.is_alive() for thread in threads), "an event waits for ever"
+    assert _until(lambda: outlet.waiting == 0 and len(broker.of("events")) >= 40)
+    assert [row["sequence"] for row in sorted(broker.of("events"), key=lambda row: row["sequence"])] == list(range(1, 41))
     outlet.close()
     assert json.loads((tmp_path / "spool.json").read_text("utf-8"))["events"] == {}
 

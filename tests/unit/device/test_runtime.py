@@ -114,18 +114,20 @@ def test_no_frame_is_torn_while_patches_come_and_go(world: Any, store: Path) -> 
             models[runtime.generation] = np.concatenate([runtime.run(frames[i : i + 1]).output for i in range(len(frames))])
 
         remember()
-        camera = threading.Thread(target=serve)
+        camera = threading.Thread(target=serve, daemon=True)
         camera.start()
         data = world.patch(1)
-        for _ in range(10):
-            _stage(store, data)
-            runtime.step()
-            remember()
-            with Store.open(store) as opened:
-                opened.rollback()
-            runtime.step()
-        stop.set()
-        camera.join()
+        try:
+            for _ in range(10):
+                _stage(store, data)
+                runtime.step()
+                remember()
+                with Store.open(store) as opened:
+                    opened.rollback()
+                runtime.step()
+        finally:
+            stop.set()
+        camera.join(30)
     assert len({g for _, _, g in answers}) > 1
     torn = [g for i, out, g in answers if g in models and not np.array_equal(out[0], models[g][i])]
     assert not torn

@@ -88,11 +88,11 @@ def test_floors_only_rise_whoever_raises_them(store: Path) -> None:
             for value in range(start, 60, 3):
                 Store.open(store).floors.raise_floors({"tuf:root": value, "clock": 100 - value})
 
-        threads = [threading.Thread(target=raise_many, args=(start,)) for start in (0, 1, 2)]
+        threads = [threading.Thread(target=raise_many, args=(start,), daemon=True) for start in (0, 1, 2)]
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join()
+            thread.join(60)
         assert (floors.floor("tuf:root"), floors.floor("clock")) == (59, 100)
         floors.raise_floors({"tuf:root": 3})
         assert floors.floor("tuf:root") == 59
@@ -293,7 +293,7 @@ def test_staging_while_another_process_collects_never_loses_its_object(world: An
                 opened.revert(trial.id, "test")
     finally:
         collector.kill()
-        collector.wait()
+        collector.wait(30)
         if collector.stdout is not None:
             collector.stdout.close()
 

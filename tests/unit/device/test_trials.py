@@ -289,7 +289,7 @@ def test_busy_camera_does_not_keep_a_swap_waiting(world: Any, store: Path, start
                 runtime.run(world.bundle.probes()[:1])
                 frames[0] += 1
 
-        thread = threading.Thread(target=camera)
+        thread = threading.Thread(target=camera, daemon=True)
         thread.start()
         try:
             for _ in range(20):
@@ -299,7 +299,7 @@ def test_busy_camera_does_not_keep_a_swap_waiting(world: Any, store: Path, start
                     waited.append(frames[0] - before)
         finally:
             stop.set()
-            thread.join()
+            thread.join(30)
     assert max(waited) <= 2, waited
 
 

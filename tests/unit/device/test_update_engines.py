@@ -46,7 +46,14 @@ def tool(name: str) -> str:
 
 def call(*words: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [str(w) for w in words], cwd=cwd, capture_output=True, text=True, check=False, timeout=120, env={**os.environ, **environment}
+        [str(w) for w in words],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, **environment},
     )
 
 
@@ -226,11 +233,13 @@ def test_the_swu_as_cpio_reads_it(camera: Camera) -> None:
     folder, image = camera.pack("swupdate", camera.good, "layout"), camera.pack("swupdate", camera.good, "fix.swu")
     assert image.read_bytes()[110:124] == b"sw-description" and len(image.read_bytes()) % 512 == 0
     with image.open("rb") as file:
-        listed = subprocess.run([tool("cpio"), "-i", "--only-verify-crc"], stdin=file, capture_output=True, text=True, check=False)
+        listed = subprocess.run(
+            [tool("cpio"), "-i", "--only-verify-crc"], stdin=file, capture_output=True, text=True, check=False, timeout=60
+        )
     assert listed.returncode == 0 and "checksum error" not in listed.stderr, listed.stderr
     (camera.at / "out").mkdir()
     with image.open("rb") as file:
-        subprocess.run(["cpio", "-i", "--quiet"], stdin=file, cwd=camera.at / "out", check=True)
+        subprocess.run(["cpio", "-i", "--quiet"], stdin=file, cwd=camera.at / "out", check=True, timeout=60)
     assert {p.name: p.read_bytes() for p in (camera.at / "out").iterdir()} == {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
@@ -242,7 +251,7 @@ def _signed_swu(folder: Path, patch: Path, signer: tuple[Path, Path]) -> Path:
     names = f"sw-description\nsw-description.sig\ninstall.sh\n{digest_of(patch)}.eep\n".encode()
     out = folder.with_suffix(".swu")
     with out.open("wb") as file:
-        subprocess.run([tool("cpio"), "-o", "-H", "crc", "--quiet"], cwd=folder, input=names, stdout=file, check=True)
+        subprocess.run([tool("cpio"), "-o", "-H", "crc", "--quiet"], cwd=folder, input=names, stdout=file, check=True, timeout=60)
     return out
 
 
@@ -253,14 +262,19 @@ def _swupdate(camera: Camera, certificate: Path, hardware: str, image: Path) -> 
     environment = {**os.environ, **camera.environment, "TMPDIR": str(place)}
     words = [tool("swupdate"), "-k", str(certificate), "-H", hardware, "-M", "-m", "-v"]
     with log.open("wb") as file:
-        service = subprocess.Popen(words, env=environment, cwd=place, stdout=file, stderr=file, start_new_session=True)
+        service = subprocess.Popen(
+            words, env=environment, cwd=place, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
+        )
     try:
         _until((place / "sockinstctrl").exists, log)
         subprocess.run([tool("swupdate-client"), image], env=environment, cwd=place, capture_output=True, check=False, timeout=60)
         _until(lambda: re.search(r"SWUPDATE (successful|failed \[1\])", log.read_text()) is not None, log)
     finally:
         os.killpg(service.pid, signal.SIGTERM)
-        service.wait(20)
+        try:
+            service.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(service.pid, signal.SIGKILL)
     return log.read_text()
 
 
@@ -307,7 +321,7 @@ def test_a_running_application_gives_the_verdict(camera: Camera) -> None:
             while not stop.wait(0.02):
                 runtime.step()
 
-    thread = threading.Thread(target=application)
+    thread = threading.Thread(target=application, daemon=True)
     thread.start()
     try:
         assert stage_patch(camera.at / "store", camera.good, wait=30, poll=0.02).state == "confirmed"
