@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from drift_frames import Camera, Pool, cells
+from drift_frames import COUNT, Camera, Pool, cells
 from drift_line import FRAMES, ORDERS, RATE, Line
 
 from edgeedit.device.monitor.baseline import save_baseline
@@ -43,6 +43,10 @@ class Desk:
         """The running generation."""
         return SimpleNamespace(id=0, parent=None) if self.reverted else SimpleNamespace(id=1, parent=0)
 
+    def refusals(self, after: int) -> list[tuple[int, str]]:
+        """No agent refused anything."""
+        return []
+
     def revert(self, number: int, reason: str) -> bool:
         """Note it."""
         self.reverted = reason
@@ -67,7 +71,8 @@ class Case:
         self.pixels, self._packed = self._frames(self.base, self.patched)
 
     def _frames(self, base: Pool, patched: Pool, *change: Any) -> tuple[Array, list[bytes]]:
-        pictures = np.stack([self._camera.picture(cell, *change) for cell in self._cells[: len(base.features)]])
+        some = self._cells if len(base.features) == len(self._cells) else lamp_cells(self._cells)
+        pictures = np.stack([self._camera.picture(cell, *change) for cell in some])
         packed = [pack(picture) for picture in pictures]
         for known, pool in zip(self._answers, (base, patched), strict=True):
             known.update(zip(packed, pool.features, strict=True))
@@ -95,23 +100,39 @@ class Case:
             if desk.reverted:
                 return
             at = int(rng.integers(len(pool.features)))
-            monitor.note(1, pixels[at][None], pool.features[at][None], float(pool.seconds[at]))
+            # Times of the base: those of other pools were measured at another hour of a busy machine.
+            seconds = float(self.base.seconds[rng.integers(len(self.base.seconds))])
+            monitor.note(1, pixels[at][None], pool.features[at][None], seconds)
             monitor.work()
+
+
+def lamp_cells(some: list[Cell]) -> list[Cell]:
+    """Every third cell: of all modules, so that nothing but the lamp is new under it."""
+    return some[::3]
 
 
 def bad_tower(camera: Camera, reader: Reader, seed: int, development: list[Cell], some: list[Cell]) -> tuple[str, float, float]:
     """(tower, strength, flips on development cells) of the weakest bad patch of a seed; its answers are in the cache afterwards."""
     usual = reader.logits_numpy(camera.pool(development).features).argmax(axis=1)
-    for strength in STRENGTHS:
-        tower = f"bad-{seed}-{strength}"
-        if not (camera.known(development, tower=tower) and camera.known(some, tower=tower)):
-            camera.load(camera.bad(seed, strength))
-        flips = float((reader.logits_numpy(camera.pool(development, tower=tower).features).argmax(axis=1) != usual).mean())
-        if flips >= FLIPS or strength == STRENGTHS[-1]:
-            camera.pool(some, tower=tower)
-            break
+
+    def flips(place: int) -> float:
+        tower = f"bad-{seed}-{STRENGTHS[place]}"
+        if not camera.known(development, tower=tower):
+            camera.load(camera.bad(seed, STRENGTHS[place]))
+        return float((reader.logits_numpy(camera.pool(development, tower=tower).features).argmax(axis=1) != usual).mean())
+
+    # From the middle up to the first that flips enough, or down to the last: flips grow with the noise.
+    place = len(STRENGTHS) // 2
+    while flips(place) < FLIPS and place + 1 < len(STRENGTHS):
+        place += 1
+    while place and flips(place - 1) >= FLIPS:
+        place -= 1
+    tower = f"bad-{seed}-{STRENGTHS[place]}"
+    if not camera.known(some, tower=tower):
+        camera.load(camera.bad(seed, STRENGTHS[place]))
+        camera.pool(some, tower=tower)
     camera.load({})
-    return tower, strength, flips
+    return tower, STRENGTHS[place], flips(place)
 
 
 def lamp_pools(camera: Camera, some: list[Cell], seed: int) -> tuple[Pool, Pool, float]:
@@ -126,10 +147,10 @@ def lamp_pools(camera: Camera, some: list[Cell], seed: int) -> tuple[Pool, Pool,
     return base, patched, gain
 
 
-def cause_rows(camera: Camera, reader: Reader, *, quick: bool) -> Iterator[dict[str, Any]]:
+def cause_rows(camera: Camera, reader: Reader, quick: bool) -> Iterator[dict[str, Any]]:
     """One row for each kind."""
-    some = cells("mono", development=False, count=24 if quick else 300)
-    development = cells("mono", development=True, count=24 if quick else 80)
+    some = cells("mono", development=False, count=24 if quick else COUNT)
+    development = cells("mono", development=True, count=24 if quick else 48)
     if not camera.known(some, tower="good"):
         camera.load(camera.good())
         camera.pool(some, tower="good")
@@ -142,7 +163,7 @@ def cause_rows(camera: Camera, reader: Reader, *, quick: bool) -> Iterator[dict[
             if kind == KINDS[0]:
                 tower, about["strength"], about["development_flips"] = bad_tower(camera, reader, seed, development, some)
             elif kind == KINDS[1]:
-                lamp = lamp_pools(camera, some[:96], seed)
+                lamp = lamp_pools(camera, lamp_cells(some), seed)
                 about["gain"] = lamp[2]
             case = Case(camera, reader, some, tower)
             with tempfile.TemporaryDirectory(prefix="drift-") as folder:

@@ -94,7 +94,7 @@ def child(folder: Path, monitored: bool) -> None:
         print(resident_bytes())
 
 
-def cost_rows(camera: Camera, reader: Reader, *, quick: bool) -> Iterator[dict[str, Any]]:
+def cost_rows(camera: Camera, reader: Reader, quick: bool) -> Iterator[dict[str, Any]]:
     """One row for each rate of frames."""
     windows, length = (4, 8) if quick else (WINDOWS, LENGTH)
     with tempfile.TemporaryDirectory(prefix="drift-cost-") as name:

@@ -27,6 +27,7 @@ from edgeedit.flows.elpv import Cell, development_scenario, read_cells
 
 Array = np.ndarray[Any, Any]
 CACHE = Path(__file__).resolve().parent.parent / "build" / "drift"
+COUNT = 144  # cells of a changed world, of all modules
 CHANGES = {
     "lamp": ("gain", (0.95, 0.9, 0.8, 0.6)),
     "defocus": ("blur radius in pixels of 224", (0.5, 1.0, 2.0)),
@@ -125,7 +126,9 @@ class Camera:
             rows = [self._answer(self.picture(cell, change, strength, seed)) for cell in some]
             CACHE.mkdir(parents=True, exist_ok=True)
             features, images, seconds = (np.stack([row[i] for row in rows]) for i in range(3))
-            np.savez(path, features=features, images=images, seconds=seconds)
+            temp = path.with_suffix(".tmp.npz")
+            np.savez(temp, features=features, images=images, seconds=seconds)
+            temp.replace(path)  # a run that is cut off leaves no half of it
         stored = np.load(path)
         labels, groups = np.array([c.label for c in some]), np.array([c.group for c in some])
         return Pool(stored["features"], stored["images"], stored["seconds"], labels, groups)

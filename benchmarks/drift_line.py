@@ -28,6 +28,7 @@ class Line:
         self._rng, self._order = np.random.default_rng(seed), order
         self._project = Projection(pool.features.shape[1])
         self._reader = reader
+        self._seconds = pool.seconds  # of the clean pool always: another one was measured at another hour of a busy machine
         self.change(pool)
         self._ahead: list[int] = []
 
@@ -35,7 +36,7 @@ class Line:
         """From now on frames come from `pool`."""
         logits = self._reader.logits_numpy(pool.features)
         top = np.sort(logits, axis=1)
-        self._rows, self._images, self._seconds = self._project(pool.features), pool.images, pool.seconds
+        self._rows, self._images = self._project(pool.features), pool.images
         self._verdicts, self._margins = logits.argmax(axis=1).astype(np.int64), (top[:, -1] - top[:, -2]).astype(np.float32)
         self._modules = [np.flatnonzero(pool.groups == name) for name in dict.fromkeys(pool.groups)]
         self._ahead = []

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from edgeedit.bundle import Preprocess
 from edgeedit.device.monitor.baseline import Baseline
 from edgeedit.device.monitor.collect import Collection, Taken, group_of
 from edgeedit.device.monitor.projection import to_picture
+from edgeedit.device.monitor.reservoir import unpack
 from edgeedit.device.monitor.signals import Window
 
 Array = np.ndarray[Any, Any]
@@ -48,8 +50,9 @@ class Gatherer:
             taken = Taken("overridden", verdict, -1, None, generation, group_of(group, now), now)
             self._collection.add(to_picture(pixels, preprocess)[0], taken)
 
-    def window(self, pictures: Array, window: Window, generation: int, baseline: Baseline | None) -> None:
-        """Write the frames of the lowest margins of a window, pictures uint8 (n, 3, s, s); raises RefusedError when the disk refuses."""
+    def window(self, packed: Sequence[bytes], side: int, window: Window, generation: int, baseline: Baseline | None) -> None:
+        """Write the frames of the lowest margins of a window, `packed` pictures of `side` pixels; raises RefusedError when the disk
+        refuses."""
         if baseline is None or not np.isfinite(window.margins).all() or not np.isfinite(baseline.clean.margins).all():
             return
         count, limit = (_EACH, np.inf) if self._eager else (1, float(np.quantile(baseline.clean.margins, LOW)))
@@ -59,4 +62,4 @@ class Gatherer:
             margin = float(window.margins[place])
             if margin < limit:
                 taken = Taken("low_margin", "", int(window.verdicts[place]), margin, generation, group_of("", now), now)
-                self._collection.add(pictures[place], taken)
+                self._collection.add(unpack(packed[place], side), taken)

@@ -16,7 +16,6 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +26,11 @@ from edgeedit.device.monitor.cause import LEVEL, Cause, Reader, find_cause, harm
 from edgeedit.device.monitor.collect import Collection
 from edgeedit.device.monitor.detector import Call, Detector, Rate
 from edgeedit.device.monitor.gather import Gatherer
+from edgeedit.device.monitor.intake import Batch, Frame, Intake
 from edgeedit.device.monitor.metrics import Figures, exposition, temperature, write_textfile
 from edgeedit.device.monitor.outlets import Event, Outlet
-from edgeedit.device.monitor.projection import Projection, image_signals, to_picture
-from edgeedit.device.monitor.reservoir import Kept, Reservoir, pack
+from edgeedit.device.monitor.projection import Projection
+from edgeedit.device.monitor.reservoir import Kept, Reservoir
 from edgeedit.device.monitor.shadow import Make, Shadow
 from edgeedit.device.monitor.signals import KINDS, Window
 from edgeedit.device.store import Store
@@ -40,18 +40,10 @@ from edgeedit.limits import MAX_REASON_CHARS
 Array = np.ndarray[Any, Any]
 MONTH_SECONDS = 30 * 86_400
 KEPT = 192  # frames kept of clean days
-_QUEUE, _RECENT, _EVENTS = 64, 64, 1000  # sampled frames that wait, frames kept of now, events kept
+_RECENT, _EVENTS = 64, 1000  # frames kept of now, events kept
 _KEPT_BYTES = 16 << 20  # of packed pictures of clean days
 _NICE = 10
 _LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Frame:
-    generation: int
-    pixels: Array
-    output: Array
-    seconds: float
 
 
 class Monitor:
@@ -83,11 +75,9 @@ class Monitor:
         self.errors: Counter[str] = Counter()
         self.calibrated_on = -1  # generation of the clean days
         self._counts: Counter[str] = Counter()
-        self._queue: deque[_Frame] = deque(maxlen=_QUEUE)
-        self._due, self._overridden = 0.0, 0
+        self._intake, self._overridden = Intake(every, frames), 0
         self._wake, self._closing = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
-        self._window: list[_Frame] = []
         self._recent: deque[bytes] = deque(maxlen=_RECENT)
         self._learnt: list[Window] = []
         self._reservoir = Reservoir(KEPT, _KEPT_BYTES)
@@ -132,14 +122,8 @@ class Monitor:
                 if self._counts["not_finite"] == 1:
                     self._tell("not_finite", generation, "an answer holds NaN or infinity")
                 return
-            now = time.monotonic()
-            if now < self._due:
-                return
-            self._due = now + self._every
-            if len(self._queue) == _QUEUE:
-                self._counts["skipped"] += 1
-            self._queue.append(_Frame(generation, pixels[:1].copy(), output[:1].copy(), seconds / len(output)))
-            self._wake.set()
+            if self._intake.offer(generation, pixels, output, seconds):
+                self._wake.set()
         except Exception as error:  # noqa: BLE001 - whatever fails here, the frame is answered
             self._failed(error)
 
@@ -169,9 +153,9 @@ class Monitor:
                 self._gatherer.overridden(self._bundle.preprocess)
             except Exception as error:  # noqa: BLE001 - a full disk ends no watch
                 self._failed(error)
-        while self._queue:
+        while (frame := self._intake.next()) is not None:
             try:
-                self._take(self._queue.popleft())
+                self._take(frame)
             except Exception as error:  # noqa: BLE001 - a fault of a reader or engine ends no watch
                 self._failed(error)
 
@@ -203,12 +187,12 @@ class Monitor:
                 except Exception as error:  # noqa: BLE001 - the application's own function, or a full disk
                     self._failed(error)
 
-    def _take(self, frame: _Frame) -> None:
+    def _take(self, frame: Frame) -> None:
         if frame.generation != self._generation:
             self._enter(frame.generation)
-        self._window.append(frame)
-        if len(self._window) == self._frames:
-            self._judge(*self._close_window())
+        batch = self._intake.add(frame, self._bundle.preprocess)
+        if batch is not None:
+            self._judge(self._window(batch), batch.pictures)
             self._look()
             self._write()
 
@@ -222,25 +206,21 @@ class Monitor:
         if wrong:
             self._tell("weights_changed", self._generation, wrong)
 
-    def _close_window(self) -> tuple[Window, list[bytes]]:
-        frames, hits = self._window, min(self._overridden, self._frames)
-        self._window, self._overridden = [], self._overridden - hits
-        features = np.concatenate([frame.output for frame in frames])
-        pictures = to_picture(np.concatenate([frame.pixels for frame in frames]), self._bundle.preprocess)
-        packed = [pack(picture) for picture in pictures]
-        self._recent.extend(packed)
-        seconds = np.array([frame.seconds for frame in frames])
-        self._median = float(np.median(seconds))
+    def _window(self, batch: Batch) -> Window:
+        hits = min(self._overridden, self._frames)
+        self._overridden -= hits
+        self._recent.extend(batch.pictures)
+        self._median = float(np.median(batch.seconds))
         self._counts["windows"] += 1
-        said = self._said(features)
-        overridden = np.arange(len(frames)) < hits
-        window = Window(said.rows, image_signals(pictures), seconds, said.verdicts, said.margins, overridden)
+        said = self._said(batch.features)
+        overridden = np.arange(self._frames) < hits
+        window = Window(said.rows, batch.images, batch.seconds, said.verdicts, said.margins, overridden)
         if self._gatherer is not None:
             try:
-                self._gatherer.window(pictures, window, self._generation, self._baseline)
+                self._gatherer.window(batch.pictures, self._bundle.preprocess.size, window, self._generation, self._baseline)
             except EdgeEditError as error:
                 self._failed(error)
-        return window, packed
+        return window
 
     def _said(self, features: Array) -> Clean:
         verdicts, margins = np.full(len(features), -1), np.full(len(features), np.nan, dtype=np.float32)
@@ -301,7 +281,8 @@ class Monitor:
 
     def _enter(self, generation: int) -> None:
         """Another generation answers from now on."""
-        former, self._generation, self._window = self.calibrated_on, generation, []
+        former, self._generation = self.calibrated_on, generation
+        self._intake.clear()
         self._recent.clear()
         if self._baseline is None:
             # Clean days are of one generation.
@@ -366,7 +347,7 @@ class Monitor:
         counts = self._counts
         plain: dict[str, float] = {
             "edgeedit_frames_total": counts["frames"],
-            "edgeedit_frames_skipped_total": counts["skipped"],
+            "edgeedit_frames_skipped_total": self._intake.skipped,
             "edgeedit_frames_not_finite_total": counts["not_finite"],
             "edgeedit_windows_total": counts["windows"],
             "edgeedit_overrides_total": counts["overrides"],
