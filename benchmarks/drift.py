@@ -64,7 +64,7 @@ def clean_row(order: str, make: Callable[[int], tuple[Line, Pool]], cameras: int
         baseline = line.learn()
         line.change(pool)
         detector = Detector(baseline.calibration)
-        calls = [call for _ in range(month) for call in detector.step(baseline.signals(line.window()))]
+        calls = [call for signals in line.month(baseline, month) for call in detector.step(signals)]
         alarms = [call.signal for call in calls if call.level == "alarm"]
         called, warned = called + bool(alarms), warned + bool(calls)
         why.update(alarms[:1])
@@ -79,8 +79,8 @@ def change_row(order: str, name: str, strength: float, pool: Pool, learnt: list[
     for learnt_line, baseline in learnt:
         line, detector = copy.deepcopy(learnt_line), Detector(baseline.calibration)
         line.change(pool)
-        for number in range(1, PATIENCE + 1):
-            alarms = [call.signal for call in detector.step(baseline.signals(line.window())) if call.level == "alarm"]
+        for number, signals in enumerate(line.month(baseline, PATIENCE), start=1):
+            alarms = [call.signal for call in detector.step(signals) if call.level == "alarm"]
             if alarms:
                 delays.append(number * FRAMES)
                 first.update([alarms[0]])

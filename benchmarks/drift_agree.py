@@ -36,6 +36,21 @@ def _cusum(values: Array) -> float:
     return float("inf") if None in found else float(abs(found[0] - found[1]))  # type: ignore[operator]
 
 
+def _months(camera: Camera, reader: Reader, count: int) -> float:
+    """Greatest difference between what the monitor finds of a window and what Line.month says of it."""
+    pool, other = camera.pool(cells("mono", development=False, count=count)), camera.pool(cells("mono", development=True, count=count))
+    worst = 0.0
+    for order in ORDERS:
+        one, many = (Line(pool, reader, order, 7) for _ in range(2))
+        baseline, same = one.learn(), many.learn()
+        for world in (pool, other):
+            one.change(world), many.change(world)
+            for signals in many.month(same, 40):
+                wanted = baseline.signals(one.window())
+                worst = max(worst, *(abs(wanted[name] - signals[name]) for name in wanted))
+    return worst
+
+
 def agree_row(camera: Camera, reader: Reader, quick: bool) -> Iterator[dict[str, Any]]:
     """The greatest differences over windows of clean cells and of the new product."""
     count = 60 if quick else 0
@@ -63,4 +78,5 @@ def agree_row(camera: Camera, reader: Reader, quick: bool) -> Iterator[dict[str,
     stream = np.array([expected.signals(window)["mmd"] for window in windows])
     before = stream[: len(stream) // 2]
     found["river Page-Hinkley (windows)"] = _cusum((stream - before.mean()) / before.std())
+    found["the monitor's own signals, by month()"] = _months(camera, reader, count)
     yield {"part": "agree", "windows": len(windows), "differences": found}

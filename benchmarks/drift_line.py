@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,14 +11,16 @@ from drift_frames import Pool
 from edgeedit.device.monitor.baseline import Baseline, Clean, learn
 from edgeedit.device.monitor.detector import Rate
 from edgeedit.device.monitor.monitor import KEPT, MONTH_SECONDS
-from edgeedit.device.monitor.projection import Projection
+from edgeedit.device.monitor.projection import IMAGE_SIGNALS, Projection
 from edgeedit.device.monitor.signals import Window
+from edgeedit.device.monitor.statistics import BINS, squared_distances
 from edgeedit.edit.readers import Reader
 
 Array = np.ndarray[Any, Any]
 FRAMES, LEARN, EVERY, RATE = 32, 512, 10.0, 0.1
 MONTH = int(MONTH_SECONDS / (EVERY * FRAMES))
 OVERRIDES = 0.02  # of clean frames
+CHUNK = 256  # windows judged at once
 ORDERS = ("one by one", "by module")
 
 
@@ -49,12 +52,33 @@ class Line:
         taken, self._ahead = self._ahead[:FRAMES], self._ahead[FRAMES:]
         return np.array(taken)
 
-    def window(self) -> Window:
-        """The next one; frame times are those measured, in any order."""
-        self.at = at = self._next()
+    def _draw(self) -> tuple[Array, Array, Array]:
+        """Places in the pool, frame times (those measured, in any order) and overrides of the next window."""
+        at = self._next()
         seconds = self._seconds[self._rng.integers(0, len(self._seconds), FRAMES)]
-        overridden = self._rng.random(FRAMES) < OVERRIDES
+        return at, seconds, self._rng.random(FRAMES) < OVERRIDES
+
+    def window(self) -> Window:
+        """The next one."""
+        self.at, seconds, overridden = self._draw()
+        at = self.at
         return Window(self._rows[at], self._images[at], seconds, self._verdicts[at], self._margins[at], overridden)
+
+    def month(self, baseline: Baseline, count: int) -> Iterator[dict[str, float]]:
+        """The signals of the next `count` windows as the monitor finds them (`agree` compares), many windows at once."""
+        judge = _Judge(baseline, self._rows)
+        for start in range(0, count, CHUNK):
+            drawn = [self._draw() for _ in range(min(CHUNK, count - start))]
+            at, seconds, overridden = (np.stack(column) for column in zip(*drawn, strict=True))
+            found = judge.embedding(at)
+            if baseline.shares is not None:
+                shares = np.stack([(self._verdicts[at] == k).mean(axis=1) for k in range(len(baseline.shares))], axis=1)
+                found["mix"] = 0.5 * np.abs(shares - baseline.shares).sum(axis=1)
+            found |= {"margin": self._margins[at].mean(axis=1), "overrides": overridden.mean(axis=1)}
+            found["latency"] = np.log(np.median(seconds, axis=1))
+            found |= dict(zip(IMAGE_SIGNALS, self._images[at].mean(axis=1).T, strict=True))
+            names = list(found)
+            yield from (dict(zip(names, row, strict=True)) for row in np.stack([found[name] for name in names], axis=1).tolist())
 
     def learn(self) -> Baseline:
         """Clean days, and the frames kept of them, whose places in the pool are `kept`."""
@@ -65,3 +89,36 @@ class Line:
         self.kept = np.concatenate(places)[self._rng.choice(LEARN * FRAMES, KEPT, replace=False)]
         clean = Clean(self._rows[self.kept], self._verdicts[self.kept], self._margins[self.kept])
         return learn(windows, clean, Rate(MONTH, RATE, 0.5))
+
+
+class _Judge:
+    """PSI, KS and MMD of windows whose frames all come from one pool, so that each row of it is compared with clean days once."""
+
+    def __init__(self, baseline: Baseline, rows: Array) -> None:
+        of = self._of = baseline.expected
+        scaled = ((rows - of._mean) / of._spread).astype(np.float64)
+        places = (scaled[:, None, :] >= of._edges[None]).sum(axis=1)
+        self._bins = (places[:, None, :] == np.arange(BINS)[None, :, None]).reshape(len(rows), -1).astype(np.float32)
+        clean = np.sort(of._clean, axis=0)
+        self._ranks = [
+            np.stack([np.searchsorted(clean[:, c], scaled[:, c], side) for c in range(scaled.shape[1])], axis=1) / len(clean)
+            for side in ("right", "left")
+        ]
+        self._across = np.exp(-of._scale * squared_distances(scaled, of._clean)).mean(axis=1)
+        self._kernel = np.exp(-of._scale * squared_distances(scaled, scaled))
+        np.fill_diagonal(self._kernel, 1.0)
+
+    def embedding(self, at: Array) -> dict[str, Array]:
+        """Signals of windows of places `at` (windows, FRAMES)."""
+        times = np.stack([np.bincount(places, minlength=len(self._bins)) for places in at]).astype(np.float64)
+        counts = (times.astype(np.float32) @ self._bins).reshape(len(at), BINS, -1).astype(np.float64)
+        got, expected = (counts + 0.5) / (FRAMES + 0.5 * BINS), self._of._shares[None]
+        inside = (((times @ self._kernel) * times).sum(axis=1) - FRAMES) / (FRAMES * (FRAMES - 1))
+        steps = np.arange(FRAMES + 1) / FRAMES
+        right, left = (np.sort(ranks.T[:, at], axis=2) for ranks in self._ranks)
+        apart = np.maximum((steps[1:] - right).max(axis=2), (left - steps[:-1]).max(axis=2))
+        return {
+            "psi": ((got - expected) * np.log(got / expected)).sum(axis=1).mean(axis=1),
+            "ks": apart.mean(axis=0),
+            "mmd": self._of._within + inside - 2.0 * (times @ self._across) / FRAMES,
+        }
