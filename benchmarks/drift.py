@@ -11,14 +11,14 @@ agree    PSI, KS, MMD and CUSUM of real windows beside scipy and river (Python 3
 clean    camera months without a change (8,100 windows each); the alarms must be as rare as stated (exact 95 % binomial interval).
          Printed beside it, no goal: clean days and month from different modules, which a camera that learns 16,384 parts never meets
 changes  delay in frames until the first alarm, by change and strength, and the chart that called; 20 cameras each.  Changed worlds
-         show a quarter of the cells, so those cells unchanged are a row of their own
+         show a sixth of the cells, so those cells unchanged are a row of their own
 cause    20 bad patches (noise in the first FFN of a third of the blocks, as weak as flips an eighth of development verdicts), each
          reverted?  A real edit in 20 unchanged worlds and under 20 new lamps, each kept?  A Monitor decides, with its answers cached.
 cost     a Runtime with and without the monitor in turn in one run: p99 of frames; CPU share of the monitor; memory
 
 Not tested: slow wear over months, several products in turn, overrides that follow a change.  A month's frames are drawn from 574 cells
 again and again, so clean days are as stationary as can be.  What the encoder gives is computed once and kept; an answer takes 70 ms on
-one core, some 9,000 are needed.  --quick is too small for its causes to mean anything.  With --only, FILE keeps the rows of the other
+one core, some 6,000 are needed.  --quick is too small for its causes to mean anything.  With --only, FILE keeps the rows of the other
 parts; each row names the commit it was made at.
 """
 
@@ -41,7 +41,7 @@ from drift_agree import agree_row
 from drift_cause import cause_rows
 from drift_cost import cost_rows
 from drift_frames import CHANGES, COUNT, Camera, Pool, cells
-from drift_line import FRAMES, MONTH, ORDERS, RATE, Line
+from drift_line import FRAMES, MONTH, ORDERS, RATE, Line, calls
 from scipy.stats import binomtest
 
 from edgeedit.device.monitor.baseline import Baseline
@@ -63,11 +63,9 @@ def clean_row(order: str, make: Callable[[int], tuple[Line, Pool]], cameras: int
         line, pool = make(seed)
         baseline = line.learn()
         line.change(pool)
-        detector = Detector(baseline.calibration)
-        calls = [call for signals in line.month(baseline, month) for call in detector.step(signals)]
-        alarms = [call.signal for call in calls if call.level == "alarm"]
-        called, warned = called + bool(alarms), warned + bool(calls)
-        why.update(alarms[:1])
+        alarm, warning = calls(baseline.calibration, list(line.month(baseline, month)))
+        called, warned = called + bool(alarm), warned + warning
+        why.update([alarm] if alarm else [])
     interval = binomtest(called, cameras).proportion_ci(0.95, "exact")
     row = {"part": "clean", "order": order, "cameras": cameras, "windows": month, "alarmed": called, "warned": warned, "first": dict(why)}
     return row | {"stated": RATE, "low": float(interval.low), "high": float(interval.high)}
@@ -104,9 +102,9 @@ def clean_rows(camera: Camera, reader: Reader, quick: bool) -> Iterator[dict[str
         return Line(clean.take(np.flatnonzero(learnt)), reader, order, seed), clean.take(np.flatnonzero(~learnt))
 
     for order in ORDERS:
-        cameras, month = (2, 500) if quick else (100, MONTH)
+        cameras, month = (2, 500) if quick else (60, MONTH)
         yield clean_row(order, lambda seed, order=order: (Line(clean, reader, order, seed), clean), cameras, month)  # type: ignore[misc]
-        other = clean_row(order, lambda seed, order=order: apart(order, seed), 2 if quick else 10, month)  # type: ignore[misc]
+        other = clean_row(order, lambda seed, order=order: apart(order, seed), 2 if quick else 5, month)  # type: ignore[misc]
         yield other | {"part": "clean, other modules"}
 
 

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 from drift_frames import COUNT, Camera, cells
-from drift_line import ORDERS, Line
+from drift_line import ORDERS, Line, calls
 from river.drift import PageHinkley
 from scipy.spatial.distance import cdist, pdist
 from scipy.stats import entropy, ks_2samp
 
+from edgeedit.device.monitor.detector import Detector
 from edgeedit.device.monitor.signals import Expected
 from edgeedit.device.monitor.statistics import Cusum, bin_edges, bin_shares, kernel_scale, ks, mmd, psi
 from edgeedit.edit.readers import Reader
@@ -37,17 +38,24 @@ def _cusum(values: Array) -> float:
 
 
 def _months(camera: Camera, reader: Reader, count: int) -> float:
-    """Greatest difference between what the monitor finds of a window and what Line.month says of it."""
+    """Greatest difference between what the monitor finds, learns and calls and what a Line says of many windows at once."""
     pool, other = camera.pool(cells("mono", development=False, count=count)), camera.pool(cells("mono", development=True, count=count))
     worst = 0.0
     for order in ORDERS:
         one, many = (Line(pool, reader, order, 7) for _ in range(2))
-        baseline, same = one.learn(), many.learn()
+        baseline, same = one.learn_slowly(), many.learn()
+        worst = max(worst, float(np.abs(baseline.calibration.alarm - same.calibration.alarm).max()))
         for world in (pool, other):
             one.change(world), many.change(world)
-            for signals in many.month(same, 40):
+            detector, found, alarm, warned = Detector(baseline.calibration), [], "", False
+            for signals in many.month(same, 60):
                 wanted = baseline.signals(one.window())
                 worst = max(worst, *(abs(wanted[name] - signals[name]) for name in wanted))
+                heard = detector.step(wanted)
+                warned = warned or bool(heard)
+                alarm = alarm or next((call.signal for call in heard if call.level == "alarm"), "")
+                found.append(signals)
+            worst = max(worst, float(calls(same.calibration, found) != (alarm, warned)))
     return worst
 
 
@@ -78,5 +86,5 @@ def agree_row(camera: Camera, reader: Reader, quick: bool) -> Iterator[dict[str,
     stream = np.array([expected.signals(window)["mmd"] for window in windows])
     before = stream[: len(stream) // 2]
     found["river Page-Hinkley (windows)"] = _cusum((stream - before.mean()) / before.std())
-    found["the monitor's own signals, by month()"] = _months(camera, reader, count)
+    found["the monitor itself (signals, thresholds, calls)"] = _months(camera, reader, count)
     yield {"part": "agree", "windows": len(windows), "differences": found}

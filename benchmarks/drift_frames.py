@@ -27,7 +27,7 @@ from edgeedit.flows.elpv import Cell, development_scenario, read_cells
 
 Array = np.ndarray[Any, Any]
 CACHE = Path(__file__).resolve().parent.parent / "build" / "drift"
-COUNT = 144  # cells of a changed world, of all modules
+COUNT = 96  # cells of a changed world, of all modules
 CHANGES = {
     "lamp": ("gain", (0.95, 0.9, 0.8, 0.6)),
     "defocus": ("blur radius in pixels of 224", (0.5, 1.0, 2.0)),

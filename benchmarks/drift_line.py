@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from drift_frames import Pool
 
 from edgeedit.device.monitor.baseline import Baseline, Clean, learn
-from edgeedit.device.monitor.detector import Rate
+from edgeedit.device.monitor.detector import ALLOWANCE, Calibration, Rate, calibrate
 from edgeedit.device.monitor.monitor import KEPT, MONTH_SECONDS
 from edgeedit.device.monitor.projection import IMAGE_SIGNALS, Projection
 from edgeedit.device.monitor.signals import Window
@@ -68,20 +68,33 @@ class Line:
         """The signals of the next `count` windows as the monitor finds them (`agree` compares), many windows at once."""
         judge = _Judge(baseline, self._rows)
         for start in range(0, count, CHUNK):
-            drawn = [self._draw() for _ in range(min(CHUNK, count - start))]
-            at, seconds, overridden = (np.stack(column) for column in zip(*drawn, strict=True))
-            found = judge.embedding(at)
-            if baseline.shares is not None:
-                shares = np.stack([(self._verdicts[at] == k).mean(axis=1) for k in range(len(baseline.shares))], axis=1)
-                found["mix"] = 0.5 * np.abs(shares - baseline.shares).sum(axis=1)
-            found |= {"margin": self._margins[at].mean(axis=1), "overrides": overridden.mean(axis=1)}
-            found["latency"] = np.log(np.median(seconds, axis=1))
-            found |= dict(zip(IMAGE_SIGNALS, self._images[at].mean(axis=1).T, strict=True))
-            names = list(found)
-            yield from (dict(zip(names, row, strict=True)) for row in np.stack([found[name] for name in names], axis=1).tolist())
+            yield from self._judged(judge, baseline, [self._draw() for _ in range(min(CHUNK, count - start))])
+
+    def _judged(self, judge: _Judge, baseline: Baseline, drawn: list[tuple[Array, Array, Array]]) -> Iterator[dict[str, float]]:
+        at, seconds, overridden = (np.stack(column) for column in zip(*drawn, strict=True))
+        found = judge.embedding(at)
+        if baseline.shares is not None:
+            shares = np.stack([(self._verdicts[at] == k).mean(axis=1) for k in range(len(baseline.shares))], axis=1)
+            found["mix"] = 0.5 * np.abs(shares - baseline.shares).sum(axis=1)
+        found |= {"margin": self._margins[at].mean(axis=1), "overrides": overridden.mean(axis=1)}
+        found["latency"] = np.log(np.median(seconds, axis=1))
+        found |= dict(zip(IMAGE_SIGNALS, self._images[at].mean(axis=1).T, strict=True))
+        names = list(found)
+        yield from (dict(zip(names, row, strict=True)) for row in np.stack([found[name] for name in names], axis=1).tolist())
 
     def learn(self) -> Baseline:
-        """Clean days, and the frames kept of them, whose places in the pool are `kept`."""
+        """Clean days, and the frames kept of them, whose places in the pool are `kept`; what `learn` of the monitor gives of the windows
+        themselves (`agree` compares)."""
+        drawn = [self._draw() for _ in range(LEARN)]
+        self.kept = np.concatenate([at for at, _, _ in drawn])[self._rng.choice(LEARN * FRAMES, KEPT, replace=False)]
+        clean = Clean(self._rows[self.kept], self._verdicts[self.kept], self._margins[self.kept])
+        known = np.concatenate([self._verdicts[at] for at, _, _ in drawn])
+        empty = Baseline(clean, np.bincount(known) / len(known), None)  # type: ignore[arg-type]
+        signals = list(self._judged(_Judge(empty, self._rows), empty, drawn))
+        return Baseline(clean, empty.shares, calibrate(signals, Rate(MONTH, RATE, 0.5), frames=FRAMES))
+
+    def learn_slowly(self) -> Baseline:
+        """The same by the monitor's own way."""
         windows, places = [], []
         for _ in range(LEARN):
             windows.append(self.window())
@@ -110,15 +123,28 @@ class _Judge:
 
     def embedding(self, at: Array) -> dict[str, Array]:
         """Signals of windows of places `at` (windows, FRAMES)."""
-        times = np.stack([np.bincount(places, minlength=len(self._bins)) for places in at]).astype(np.float64)
-        counts = (times.astype(np.float32) @ self._bins).reshape(len(at), BINS, -1).astype(np.float64)
+        counts = self._bins[at].sum(axis=1, dtype=np.float64).reshape(len(at), BINS, -1)
         got, expected = (counts + 0.5) / (FRAMES + 0.5 * BINS), self._of._shares[None]
-        inside = (((times @ self._kernel) * times).sum(axis=1) - FRAMES) / (FRAMES * (FRAMES - 1))
+        inside = (self._kernel[at[:, :, None], at[:, None, :]].sum(axis=(1, 2)) - FRAMES) / (FRAMES * (FRAMES - 1))
         steps = np.arange(FRAMES + 1) / FRAMES
         right, left = (np.sort(ranks.T[:, at], axis=2) for ranks in self._ranks)
         apart = np.maximum((steps[1:] - right).max(axis=2), (left - steps[:-1]).max(axis=2))
         return {
             "psi": ((got - expected) * np.log(got / expected)).sum(axis=1).mean(axis=1),
             "ks": apart.mean(axis=0),
-            "mmd": self._of._within + inside - 2.0 * (times @ self._across) / FRAMES,
+            "mmd": self._of._within + inside - 2.0 * self._across[at].mean(axis=1),
         }
+
+
+def calls(calibration: Calibration, signals: Sequence[Mapping[str, float]]) -> tuple[str, bool]:
+    """(signal of the first alarm or "", whether anything was called) of a Detector in these windows (`agree` compares)."""
+    values = np.array([[window[name] for name in calibration.names] for window in signals])
+    walk = np.cumsum(calibration.charts(values) - ALLOWANCE, axis=0)
+    # A sum that is never below zero is the walk above its own least value so far.
+    sums = walk - np.minimum(np.minimum.accumulate(walk, axis=0), 0.0)
+    over = sums > calibration.alarm
+    warned = bool((sums > np.minimum(calibration.warn, calibration.alarm)).any())
+    if not over.any():
+        return "", warned
+    chart = int(np.argmax(over[np.argmax(over.any(axis=1))]))
+    return (*calibration.names, *calibration.falls)[chart], warned

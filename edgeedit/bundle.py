@@ -2,7 +2,8 @@
 
 A Bundle is a folder: `bundle.json`, `model.onnx` (graph; small integer tensors inline), `weights.bin` (every float
 tensor, each 4096-aligned, little-endian, C order), `probes.npy` (float32, probes x the model's input shape) and `golden.npy`
-(float32, what torch gives on them).
+(float32, what torch gives on them).  `reference.npy`, where there is one, is what the encoder says of clean images of the
+server (float32, images x numbers of the monitor's projection).
 Guarantees: `load_bundle` checks every offset, length and the fingerprint text against the table; it reads weights only
 through a copy-on-write mapping, so a Bundle on disk is never changed.  `verify_bundle` re-hashes all content.
 """
@@ -30,7 +31,7 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
     "int8": np.dtype("i1"),
 }
 MODEL_FILE, WEIGHTS_FILE, PROBES_FILE, BUNDLE_FILE = "model.onnx", "weights.bin", "probes.npy", "bundle.json"
-GOLDEN_FILE = "golden.npy"
+GOLDEN_FILE, REFERENCE_FILE = "golden.npy", "reference.npy"
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,11 @@ class Bundle:
     The trial of a patch: `probes_first` allows a second binding or engine for its probes; it is then watched for `soak_frames`
     frames, live ones for at most `soak_seconds`; `max_slowdown` and `max_growth_mb` (0: no limit) are its ceilings.
 
-    `golden_digest` names what the torch encoder gives on the probes with the base's weights, "" where that is not known."""
+    The field monitor: a frame every `monitor_seconds`, `monitor_frames` make a window, the first `monitor_windows` count as clean days;
+    `false_alarms` is the probability that a camera without any change calls an alarm in a month.
+
+    `golden_digest` names what the torch encoder gives on the probes with the base's weights, "" where that is not known; `reference_digest`
+    names `reference.npy`, "" without one."""
 
     path: Path
     recipe: str
@@ -133,6 +138,11 @@ class Bundle:
     max_slowdown: float = 3.0
     max_growth_mb: int = 0
     golden_digest: str = ""
+    monitor_seconds: float = 10.0
+    monitor_frames: int = 32
+    monitor_windows: int = 512
+    false_alarms: float = 0.1
+    reference_digest: str = ""
 
     def weights(self) -> dict[str, Array]:
         """Deployed name -> array, views into a private copy-on-write mapping of `weights.bin`."""
@@ -147,6 +157,10 @@ class Bundle:
     def golden(self) -> Array | None:
         """Features of the torch encoder on the probes with the base's weights, float32 (n, width); None where not known."""
         return np.load(self.path / GOLDEN_FILE, allow_pickle=False) if self.golden_digest else None
+
+    def reference(self) -> Array | None:
+        """Projected features of clean images of the server with the base's weights, float32 (n, numbers); None where none was shipped."""
+        return np.load(self.path / REFERENCE_FILE, allow_pickle=False) if self.reference_digest else None
 
 
 def save_bundle(bundle: Bundle) -> None:
@@ -199,6 +213,8 @@ def verify_bundle(bundle: Bundle) -> None:
         raise IntegrityError("bundle probes were changed: digest of probes.npy differs", hint="copy the bundle again")
     if bundle.golden_digest and digest_file(bundle.path / GOLDEN_FILE) != bundle.golden_digest:
         raise IntegrityError("bundle golden outputs were changed: digest of golden.npy differs", hint="copy the bundle again")
+    if bundle.reference_digest and digest_file(bundle.path / REFERENCE_FILE) != bundle.reference_digest:
+        raise IntegrityError("bundle reference was changed: digest of reference.npy differs", hint="copy the bundle again")
     weights = bundle.weights()
     for tensor in bundle.tensor_map.tensors:
         if digest_array(weights[tensor.name]) != tensor.sha256:

@@ -48,6 +48,7 @@ MAX_TARGETS_BYTES = 5_000_000  # bytes of targets metadata of one role
 MAX_ROOT_ROTATIONS = 256  # root versions walked in one poll
 # Watching the field
 MAX_BASELINE_BYTES = 64 * 1024 * 1024  # bytes of what a Monitor learnt
+MAX_REFERENCE_ROWS = 512  # images behind the reference in a Bundle
 MAX_SPOOLED_EVENTS = 1000  # events that wait for a broker; the oldest go first
 MAX_SPOOL_BYTES = 4 * 1024 * 1024  # bytes of the file in which they wait
 MAX_REASON_CHARS = 1000  # characters of an event's reason

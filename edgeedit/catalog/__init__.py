@@ -77,6 +77,10 @@ class DeviceProfile:
     soak_seconds: float = 5.0
     max_slowdown: float = 3.0
     max_growth_mb: int = 0
+    monitor_seconds: float = 10.0
+    monitor_frames: int = 32
+    monitor_windows: int = 512
+    false_alarms: float = 0.1
 
 
 def check_precision(profile: DeviceProfile, precision: str) -> None:
@@ -193,6 +197,10 @@ def load_profile(name_or_path: str) -> DeviceProfile:
             float(value.get("soak_seconds", 5.0)),
             float(value.get("max_slowdown", 3.0)),
             int(value.get("max_growth_mb", 0)),
+            float(value.get("monitor_seconds", 10.0)),
+            int(value.get("monitor_frames", 32)),
+            int(value.get("monitor_windows", 512)),
+            float(value.get("false_alarms", 0.1)),
         )
         if unknown := sorted(set(value) - _PROFILE_FIELDS):
             raise InputError(

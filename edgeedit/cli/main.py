@@ -21,6 +21,7 @@ from edgeedit.errors import EdgeEditError
 COMMANDS = {
     "export": ("edgeedit.cli.server", "export", "Build a Bundle (graph, weights, map, probes) from an encoder."),
     "reader": ("edgeedit.cli.server", "reader", "Fit and freeze a reader (linear head or class prototypes)."),
+    "reference": ("edgeedit.cli.server", "reference", "Ship the features of clean images in a Bundle, for the field monitor."),
     "edit": ("edgeedit.cli.server", "edit", "Repair the encoder from labelled shots; writes a .delta."),
     "tune": ("edgeedit.cli.outside", "tune", "Search locality settings on a validation split."),
     "import-peft": ("edgeedit.cli.outside", "import_peft", "Turn a PEFT LoRA adapter into a judged .delta."),

@@ -73,6 +73,18 @@ def reader_fit(images: Path, bundle: Path, kind: str, out: Path, as_json: bool) 
 
 
 @click.command()
+@click.argument("images", type=_PATH)
+@_BUNDLE
+@json_option
+def reference(images: Path, bundle: Path, as_json: bool) -> None:
+    """Put the features of clean IMAGES into the Bundle: a camera whose clean days look otherwise says so."""
+    from edgeedit.flows.reference import ship_reference
+
+    count = ship_reference(images, bundle)
+    emit({"bundle": str(bundle), "images": count}, f"{bundle}: reference of {count} images", as_json=as_json)
+
+
+@click.command()
 @click.argument("shots", type=_PATH)
 @_BUNDLE
 @click.option("--reader", "reader_path", type=_PATH, help="Frozen reader (.npz).")

@@ -281,6 +281,10 @@ def _describe(request: _Request, tensors: tuple[MappedTensor, ...], tolerance: f
         soak_seconds=request.profile.soak_seconds,
         max_slowdown=request.profile.max_slowdown,
         max_growth_mb=request.profile.max_growth_mb,
+        monitor_seconds=request.profile.monitor_seconds,
+        monitor_frames=request.profile.monitor_frames,
+        monitor_windows=request.profile.monitor_windows,
+        false_alarms=request.profile.false_alarms,
         golden_digest=digest_file(request.temp / GOLDEN_FILE),
     )
     save_bundle(bundle)

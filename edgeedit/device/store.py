@@ -22,7 +22,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from edgeedit.bundle import BUNDLE_FILE, GOLDEN_FILE, MODEL_FILE, PROBES_FILE, WEIGHTS_FILE, Bundle, load_bundle, verify_bundle
+from edgeedit.bundle import (
+    BUNDLE_FILE,
+    GOLDEN_FILE,
+    MODEL_FILE,
+    PROBES_FILE,
+    REFERENCE_FILE,
+    WEIGHTS_FILE,
+    Bundle,
+    load_bundle,
+    verify_bundle,
+)
 from edgeedit.device import state
 from edgeedit.device.fit import check_fit
 from edgeedit.device.floors import StoreFloors
@@ -361,8 +371,8 @@ def _already(patch: Patch, head: Generation, trial: Generation | None, chain: Se
 def _fill(folder: Path, source: Bundle, trust: Sequence[Path], device: str) -> None:
     for name in (BASE, OBJECTS, TRUST):
         (folder / name).mkdir(parents=True)
-    golden = (GOLDEN_FILE,) if source.golden_digest else ()
-    for name in (MODEL_FILE, WEIGHTS_FILE, PROBES_FILE, *golden, BUNDLE_FILE):
+    extra = [name for name, digest in ((GOLDEN_FILE, source.golden_digest), (REFERENCE_FILE, source.reference_digest)) if digest]
+    for name in (MODEL_FILE, WEIGHTS_FILE, PROBES_FILE, *extra, BUNDLE_FILE):
         copy_file(source.path / name, folder / BASE / name)
     # The copy is what will run, so the copy is what is verified.
     verify_bundle(load_bundle(folder / BASE))

@@ -63,7 +63,9 @@ def materialize_bundle(bundle: Bundle, patches: Sequence[Patch], out: Path) -> B
             copy_file(bundle.path / file, temp / file)
         rows = tuple(table[tensor.name] for tensor in bundle.tensor_map.tensors)
         result = patches[-1].manifest.result
-        made = replace(bundle, tensor_map=TensorMap(rows), fingerprint=result, source_digest=result, source="", golden_digest="")
+        made = replace(
+            bundle, tensor_map=TensorMap(rows), fingerprint=result, source_digest=result, source="", golden_digest="", reference_digest=""
+        )
         save_bundle(replace(made, path=temp))
         temp.rename(out)
         fsync_dir(out.parent)

@@ -20,15 +20,18 @@ from typing import Any
 
 import numpy as np
 
+from edgeedit.device.monitor.cause import LEVEL
 from edgeedit.device.monitor.detector import Calibration, Rate, calibrate
 from edgeedit.device.monitor.projection import PROJECTED
 from edgeedit.device.monitor.signals import KINDS, Expected, Window, window_signals
+from edgeedit.device.monitor.statistics import mmd_test
 from edgeedit.errors import IntegrityError, MismatchError
 from edgeedit.files import replace_file
 from edgeedit.limits import MAX_BASELINE_BYTES
 
 Array = np.ndarray[Any, Any]
 _VERSION = 1
+FAR = 0.25  # population stability index from which a shift is usually acted on; it only words a warning here
 _CHARTS = ("most", "warn", "alarm")
 
 
@@ -68,6 +71,15 @@ def learn(windows: Sequence[Window], clean: Clean, rate: Rate) -> Baseline:
     expected = Expected(clean.rows)
     signals = [window_signals(window, expected, shares) for window in windows]
     return Baseline(clean, shares, calibrate(signals, rate, frames=len(windows[0].rows)))
+
+
+def unlike(reference: Array, clean: Clean) -> str:
+    """In what the frames of clean days are far from the server's `reference` rows (n, PROJECTED), "" where they are not."""
+    index = Expected(reference).signals(clean.rows)["psi"]
+    value, p = mmd_test(reference, clean.rows)
+    if index <= FAR or p > LEVEL:
+        return ""
+    return f"clean days are unlike the server's images: expected a PSI of at most {FAR}, got {index:.2f}; MMD^2 {value:.3g}, p {p:.3g}"
 
 
 def moved(old: Baseline, clean: Clean) -> Baseline:

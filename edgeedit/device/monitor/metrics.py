@@ -22,17 +22,20 @@ _HELP = {
     "edgeedit_generation": ("gauge", "Generation that answers."),
     "edgeedit_calibrated": ("gauge", "1 when clean days are learnt."),
     "edgeedit_drift_ratio": ("gauge", "CUSUM over its alarm threshold, by signal; 1 is an alarm."),
-    "edgeedit_frame_seconds": ("gauge", "Median engine time of a frame in the last window."),
+    "edgeedit_generation_info": ("gauge", "1; what answers: fingerprints of the Bundle and of the running weights, digest of the patch."),
+    "edgeedit_signal_ratio": ("gauge", "Value of a signal in the last window: a share, a distance or an index."),
+    "edgeedit_frame_seconds": ("gauge", "Engine time of a frame in the last window, by quantile."),
     "edgeedit_temperature_celsius": ("gauge", "Highest thermal zone."),
 }
 
 
 @dataclass
 class Figures:
-    """Numbers without labels, and families with one label: name -> (label, value of the label -> number)."""
+    """Numbers without labels, families with one label: name -> (label, value of the label -> number), and facts as labels of a 1."""
 
     plain: dict[str, float] = field(default_factory=dict)
     families: dict[str, tuple[str, Mapping[str, float]]] = field(default_factory=dict)
+    facts: dict[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 def exposition(figures: Figures) -> str:
@@ -42,9 +45,16 @@ def exposition(figures: Figures) -> str:
         label, values = figures.families.get(name, ("", {}))
         rows = [f"{name} {figures.plain[name]!r}"] if name in figures.plain else []
         rows += [f'{name}{{{label}="{key}"}} {float(value)!r}' for key, value in sorted(values.items())]
+        if name in figures.facts:
+            labels = ",".join(f'{key}="{_escaped(fact)}"' for key, fact in figures.facts[name].items())
+            rows.append(f"{name}{{{labels}}} 1")
         if rows:
             lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}", *rows]
     return "\n".join(lines) + "\n"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
 def write_textfile(path: Path, text: str) -> None:

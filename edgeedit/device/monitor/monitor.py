@@ -15,13 +15,13 @@ import os
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgeedit.device.monitor.baseline import Baseline, Clean, learn, load_baseline, moved, save_baseline
+from edgeedit.device.monitor.baseline import Baseline, Clean, learn, load_baseline, moved, save_baseline, unlike
 from edgeedit.device.monitor.cause import LEVEL, Cause, Reader, find_cause, harm
 from edgeedit.device.monitor.collect import Collection
 from edgeedit.device.monitor.detector import Call, Detector, Rate
@@ -48,17 +48,18 @@ _LOG = logging.getLogger(__name__)
 
 class Monitor:
     """Settings: a frame is taken every `every` seconds; `frames` make a window; the first `learn` windows are clean days.  `rate` is the
-    probability of a false alarm in a camera's month.  `reader` turns features (n, width) into logits; `act` allows reverts.  `state` is
-    the file that keeps what was learnt across restarts; `collection` keeps frames for the next shots; `outlets` get events and figures."""
+    probability of a false alarm in a camera's month.  None takes what the device profile gave the Bundle.  `reader` turns features
+    (n, width) into logits; `act` allows reverts.  `state` is the file that keeps what was learnt across restarts; `collection` keeps
+    frames for the next shots; `outlets` get events and figures."""
 
     def __init__(  # noqa: PLR0913 - settings, all by name
         self,
         *,
         reader: Reader | None = None,
-        every: float = 10.0,
-        frames: int = 32,
-        learn: int = 512,
-        rate: float = 0.1,
+        every: float | None = None,
+        frames: int | None = None,
+        learn: int | None = None,
+        rate: float | None = None,
         act: bool = True,
         state: Path | None = None,
         textfile: Path | None = None,
@@ -67,15 +68,14 @@ class Monitor:
         collection: Collection | None = None,
         background: bool = True,
     ) -> None:
-        self._reader, self._every, self._frames, self._learn = reader, every, frames, learn
-        self._rate = Rate(max(1, int(MONTH_SECONDS / (max(every, 1e-3) * frames))), rate, max(rate, 0.5))
+        self._reader, self._asked = reader, (every, frames, learn, rate)
         self._act, self._state, self._textfile, self._on_event, self._background = act, state, textfile, on_event, background
         self._outlets, self._gatherer = tuple(outlets), Gatherer(collection) if collection is not None else None
         self.events: deque[Event] = deque(maxlen=_EVENTS)
         self.errors: Counter[str] = Counter()
         self.calibrated_on = -1  # generation of the clean days
         self._counts: Counter[str] = Counter()
-        self._intake, self._overridden = Intake(every, frames), 0
+        self._intake, self._overridden = Intake(0.0, 1), 0
         self._wake, self._closing = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
         self._recent: deque[bytes] = deque(maxlen=_RECENT)
@@ -85,16 +85,27 @@ class Monitor:
         self._pictures: list[bytes] = []  # packed, of clean days
         self._cleans: dict[int, Clean] = {}  # what each of the last generations says of them
         self._detector: Detector | None = None
-        self._generation, self._median, self._spent = 0, 0.0, 0.0
+        self._generation, self._spent = 0, 0.0
+        self._times: dict[str, float] = {}  # of the last window, by quantile
+        self._signals: dict[str, float] = {}
+        self._facts: dict[str, str] = {}
 
     # What the Runtime calls.
     def attach(self, store: Store, make: Make | None, check: Callable[[int], str] | None = None) -> None:
         """Begin to watch a Runtime of `store`; `make` is the application's own engine, None the Bundle's; `check` says of a number of a
         live tensor what is wrong with it."""
         self._store, self._bundle, self._shadow = store, store.bundle, Shadow(store, make)
+        of, (every, frames, learn, rate) = self._bundle, self._asked
+        self._every = of.monitor_seconds if every is None else every
+        self._frames = of.monitor_frames if frames is None else frames
+        self._learn = of.monitor_windows if learn is None else learn
+        rate = of.false_alarms if rate is None else rate
+        self._rate = Rate(max(1, int(MONTH_SECONDS / (max(self._every, 1e-3) * self._frames))), rate, max(rate, 0.5))
+        self._intake = Intake(self._every, self._frames)
         self._project = Projection(store.bundle.output_width)
         self._check, self._checked = check, 0
         self._generation = store.head().id
+        self._facts = self._known(self._generation)
         self._refused = max((number for number, _ in store.refusals(0)), default=0)
         self._remember()
         if self._background:
@@ -210,7 +221,7 @@ class Monitor:
         hits = min(self._overridden, self._frames)
         self._overridden -= hits
         self._recent.extend(batch.pictures)
-        self._median = float(np.median(batch.seconds))
+        self._times = {str(q): float(np.quantile(batch.seconds, q)) for q in (0.5, 0.95)}
         self._counts["windows"] += 1
         said = self._said(batch.features)
         overridden = np.arange(self._frames) < hits
@@ -235,7 +246,8 @@ class Monitor:
             self._study(window, packed)
             return
         alarms = []
-        for call in self._detector.step(self._baseline.signals(window)):
+        self._signals = self._baseline.signals(window)
+        for call in self._detector.step(self._signals):
             self._tell(f"drift_{call.level}", self._generation, call.sentence())
             alarms += [call] if call.level == "alarm" and KINDS[call.signal].of_patch else []
         if alarms:
@@ -254,6 +266,10 @@ class Monitor:
         self._learnt, self._reservoir = [], Reservoir(KEPT, _KEPT_BYTES)
         self._begin(baseline)
         self._tell("learnt", self._generation, f"{self._learn} clean windows of {self._frames} frames")
+        reference = self._bundle.reference()
+        # Shipped for the base: another generation may rightly see otherwise.
+        if reference is not None and not self._store.chain(self._generation) and (told := unlike(reference, clean)):
+            self._tell("drift_warn", self._generation, told)
 
     def _begin(self, baseline: Baseline) -> None:
         self._baseline, self._detector = baseline, Detector(baseline.calibration, self._detector)
@@ -261,6 +277,12 @@ class Monitor:
         self.calibrated_on = self._generation
         if self._state is not None:
             save_baseline(self._state, baseline, {**self._about(), "generation": self._generation}, self._pictures)
+
+    def _known(self, generation: int) -> dict[str, str]:
+        """What answers, for people who compare cameras."""
+        chain = self._store.chain(generation)
+        running, patch = (chain[-1].result, chain[-1].patch) if chain else (self._bundle.fingerprint, "")
+        return {"bundle": self._bundle.fingerprint, "fingerprint": running, "patch": patch}
 
     def _about(self) -> dict[str, Any]:
         return {"bundle": self._bundle.fingerprint, "frames": self._frames, "every": self._every, "rate": self._rate.alarms}
@@ -282,6 +304,7 @@ class Monitor:
     def _enter(self, generation: int) -> None:
         """Another generation answers from now on."""
         former, self._generation = self.calibrated_on, generation
+        self._facts = self._known(generation)
         self._intake.clear()
         self._recent.clear()
         if self._baseline is None:
@@ -355,13 +378,16 @@ class Monitor:
             "edgeedit_monitor_cpu_seconds_total": self._spent,
             "edgeedit_generation": self._generation,
             "edgeedit_calibrated": int(self._detector is not None),
-            "edgeedit_frame_seconds": self._median,
         }
         if (degrees := temperature()) is not None:
             plain["edgeedit_temperature_celsius"] = degrees
         events = {key[6:]: float(value) for key, value in counts.items() if key.startswith("event ")}
         sums = self._detector.sums() if self._detector is not None else {}
-        return Figures(plain, {"edgeedit_events_total": ("kind", events), "edgeedit_drift_ratio": ("signal", sums)})
+        values = {name: value for name, value in self._signals.items() if name != "latency"}  # that one is a logarithm
+        families: dict[str, tuple[str, Mapping[str, float]]]
+        families = {"edgeedit_events_total": ("kind", events), "edgeedit_drift_ratio": ("signal", sums)}
+        families |= {"edgeedit_signal_ratio": ("signal", values), "edgeedit_frame_seconds": ("quantile", self._times)}
+        return Figures(plain, families, {"edgeedit_generation_info": self._facts})
 
     def _write(self) -> None:
         figures = self.figures()

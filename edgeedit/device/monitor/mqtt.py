@@ -98,6 +98,7 @@ class MqttOutlet:
         """The latest, if the broker is there."""
         if self._online:
             value = {"figures": dict(figures.plain), "families": {name: dict(values) for name, (_, values) in figures.families.items()}}
+            value["facts"] = {name: dict(labels) for name, labels in figures.facts.items()}
             self._client.publish(self._topics["figures"], _json(value))
 
     def close(self) -> None:
