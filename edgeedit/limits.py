@@ -49,6 +49,7 @@ MAX_ROOT_ROTATIONS = 256  # root versions walked in one poll
 # Watching the field
 MAX_BASELINE_BYTES = 64 * 1024 * 1024  # bytes of what a Monitor learnt
 MAX_REFERENCE_ROWS = 512  # images behind the reference in a Bundle
+MAX_OVERRIDE_BYTES = 4096  # bytes of one override from another program
 MAX_SPOOLED_EVENTS = 1000  # events that wait for a broker; the oldest go first
 MAX_SPOOL_BYTES = 4 * 1024 * 1024  # bytes of the file in which they wait
 MAX_REASON_CHARS = 1000  # characters of an event's reason
