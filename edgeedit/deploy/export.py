@@ -32,6 +32,7 @@ from edgeedit.deploy.graph import (
     in_float32,
     open_inputs,
     rename,
+    store_rows,
     trace,
 )
 from edgeedit.deploy.int8 import Codes, quantise
@@ -183,6 +184,10 @@ def _write_model(request: _Request, model: onnx.ModelProto, traced: Mapping[str,
     editable = frozenset(request.encoder.editable())
     floats = float_initialisers(model)
     matches = match(floats, traced, editable)
+    if _rows_are_faster(request):
+        for old in store_rows(model, [old for old, found in matches.items() if found.primary and found.transposed]):
+            matches[old] = replace(matches[old], name=matches[old].parameter, transposed=False)
+            floats[old] = floats[old].T
     rename(model, {old: found.name for old, found in matches.items()})
     arrays = {found.name: _true_value(found, floats[old], values) for old, found in matches.items()}
     found = {match.name: match for match in matches.values()}
@@ -201,6 +206,15 @@ def _write_model(request: _Request, model: onnx.ModelProto, traced: Mapping[str,
         request.temp / MODEL_FILE, externalise(_for_mode(model, request.profile, editable_names), {row.name: row for row in tensors})
     )
     return _Written(model, tensors, arrays, values)
+
+
+def _rows_are_faster(request: _Request) -> bool:
+    """Whether the runtime reads matrices as they are stored, at each frame: MLAS takes a second factor (N, K) row by row, but gathers a
+    (K, N) one from all over memory.  A session that repacks (`rebuild`) does not care, TensorRT could not fold a refittable one, and
+    float16 is cast before the product, which keeps ONNX Runtime from fusing the Transpose into it."""
+    profile = request.profile
+    in_place = profile.engine == "onnxruntime" and profile.mode in ("aliased", "inputs") and profile.provider == "CPUExecutionProvider"
+    return in_place and request.precision == "float32"
 
 
 def _check_coded(codes: Mapping[str, Codes], found: Mapping[str, Match], editable: Collection[str]) -> None:

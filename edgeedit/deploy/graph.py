@@ -165,6 +165,35 @@ def open_inputs(model: onnx.ModelProto, names: Collection[str]) -> None:
             model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
 
 
+def store_rows(model: onnx.ModelProto, names: Collection[str]) -> frozenset[str]:
+    """Store the matrices `names` (K, N) as (N, K), as torch does, and turn them in the graph, in place; the values are the caller's.
+
+    Returns those that were: initialisers that nothing but matrix products read, as their second factor."""
+    shapes = {tensor.name: tensor for tensor in model.graph.initializer if tensor.name in names and len(tensor.dims) == 2}
+    fitting = {
+        name
+        for name in shapes
+        if all(
+            node.op_type == "MatMul" and [i for i, given in enumerate(node.input) if given == name] == [1]
+            for node in model.graph.node
+            if name in node.input
+        )
+    }
+    nodes = []
+    for node in model.graph.node:
+        for name in fitting.intersection(node.input):
+            turned = f"{node.output[0]}::turned"
+            nodes.append(onnx.helper.make_node("Transpose", [name], [turned], perm=[1, 0]))
+            node.input[1] = turned
+        nodes.append(node)
+    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    for name in fitting:
+        shapes[name].dims[:] = list(shapes[name].dims)[::-1]
+    return frozenset(fitting)
+
+
 def fix_batch(model: onnx.ModelProto, batch: int) -> None:
     """Fix the number of images of input and output at `batch`, in place; the nodes stay free of it."""
     for value in (model.graph.input[0], *model.graph.output):

@@ -65,12 +65,11 @@ def graph_layers(bundle: Bundle, pixels: Array) -> dict[str, Array]:
     model = onnx.load(str(bundle.path / MODEL_FILE), load_external_data=False)
     parameters = {t.name: t.parameter for t in bundle.tensor_map.tensors if t.editable}
     places: dict[str, str] = {}
-    # An int8 matrix is read through its DequantizeLinear.
-    parameters |= {
-        n.output[0]: parameters[n.input[0]] for n in model.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in parameters
-    }
+    # An int8 matrix is read through its DequantizeLinear, one that is stored by rows through a Transpose.
+    between = ("DequantizeLinear", "Transpose")
+    parameters |= {n.output[0]: parameters[n.input[0]] for n in model.graph.node if n.op_type in between and n.input[0] in parameters}
     for node in model.graph.node:
-        if node.op_type == "DequantizeLinear":
+        if node.op_type in between:
             continue
         for name in node.input:
             if name in parameters:

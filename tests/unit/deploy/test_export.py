@@ -175,3 +175,49 @@ def test_unsupported_device_is_refused_with_its_reason(tmp_path: Path) -> None:
             precision="float32",
         )
     assert caught.value.exit_code == 6 and not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(
+    ("profile", "precision", "rows"),
+    [
+        ("linux-cpu", "float32", True),
+        ("linux-cpu-inputs", "float32", True),
+        ("linux-cpu-rebuild", "float32", False),
+        ("linux-cpu-fp16", "float16", False),
+    ],
+)  # fmt: skip
+def test_matrices_that_a_cpu_reads_in_place_are_stored_by_rows(tmp_path: Path, profile: str, precision: str, rows: bool) -> None:
+    """And the engine's session has no Transpose of a weight left, which would cost each frame."""
+    bundle = export_bundle(small_clip(), tmp_path / "b", profile=load_profile(profile), precision=precision)
+    tensors = [t for t in bundle.tensor_map.tensors if t.editable]
+    assert tensors and all(t.transposed is not rows for t in tensors)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "optimised.onnx"), 3
+    disabled = ["ConstantFolding", "NchwcTransformer"]
+    ort.InferenceSession(str(bundle.path / "model.onnx"), options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled)
+    nodes = onnx.load(str(tmp_path / "optimised.onnx"), load_external_data=False).graph.node
+    named = {t.name for t in tensors}
+    assert not [n for n in nodes if n.op_type == "Transpose" and named & set(n.input)]
+    assert named <= {name for n in nodes for name in n.input}
+
+
+def test_a_matrix_that_something_else_reads_too_stays_as_it_is() -> None:
+    from onnx import TensorProto, helper, numpy_helper
+
+    from edgeedit.deploy.graph import store_rows
+
+    values = {name: numpy_helper.from_array(np.ones((2, 3), np.float32), name) for name in ("product", "shared", "first")}
+    nodes = [
+        helper.make_node("MatMul", ["x", "product"], ["a"]),
+        helper.make_node("MatMul", ["x", "shared"], ["b"]),
+        helper.make_node("Add", ["shared", "shared"], ["c"]),
+        helper.make_node("MatMul", ["first", "y"], ["d"]),
+    ]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [4, 2]), helper.make_tensor_value_info("y", TensorProto.FLOAT, [3, 1])]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in "abcd"]
+    model = helper.make_model(helper.make_graph(nodes, "g", inputs, outputs, list(values.values())))
+    assert store_rows(model, ["product", "shared", "first", "absent"]) == {"product"}
+    assert [n.op_type for n in model.graph.node] == ["Transpose", "MatMul", "MatMul", "Add", "MatMul"]
+    assert {t.name: list(t.dims) for t in model.graph.initializer} == {"product": [3, 2], "shared": [2, 3], "first": [2, 3]}
