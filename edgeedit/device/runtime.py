@@ -224,7 +224,7 @@ class Runtime:
         try:
             patch = self._store.patch(trial.patch)
             expected = Expected.of(patch)
-            prepared = prepare(patch, self.engine.weights, self._digests, lambda: self._beat(trial.id))
+            prepared = prepare(patch, self.engine.weights, self._digests, self._paced(trial.id))
             commit = self.engine.stage(prepared.new)
             before = self._rehearse(commit, prepared.new, expected, lambda: self._going(trial.id))
             if before:
@@ -259,6 +259,19 @@ class Runtime:
 
     def _going(self, number: int) -> str:
         return "" if self._beat(number) else _WITHDRAWN
+
+    def _paced(self, number: int) -> Callable[[], None]:
+        """A beat after each tensor; in the background it rests as long as the tensor took, so that frames keep a core of their own."""
+        last = time.perf_counter()
+
+        def beat() -> None:
+            nonlocal last
+            self._beat(number)
+            if self._poll > 0:
+                self._closing.wait(min(1.0, time.perf_counter() - last))
+            last = time.perf_counter()
+
+        return beat
 
     def _beat(self, number: int) -> bool:
         now = time.monotonic()

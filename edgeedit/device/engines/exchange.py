@@ -12,12 +12,15 @@ import contextlib
 import ctypes
 import mmap
 import sys
+import time
 from typing import Any
 
 import numpy as np
 
 Array = np.ndarray[Any, Any]
 _MAYMOVE, _FIXED, _DONTUNMAP = 1, 2, 4  # linux/mman.h
+SLICE = 4 << 20  # bytes that are copied at a stretch beside the frames
+REST = 2.0  # pause after each, in multiples of the time it took: frames keep most of the memory's bandwidth, and of a single core
 HUGE = 2 << 20  # bytes; at this alignment the kernel moves a whole page table at once
 
 
@@ -58,11 +61,31 @@ class _Region:
         self._memory.madvise(mmap.MADV_DONTNEED, self._start, self.nbytes)
 
 
+def empty(array: Array) -> Array:
+    """Private memory for an array like this, C order, in huge pages where it is large: a matrix product that reads it as it is runs
+    faster."""
+    made: Array = _Region(max(array.nbytes, 1)).octets[: array.nbytes].view(array.dtype).reshape(array.shape)
+    return made
+
+
 def placed(array: Array) -> Array:
-    """A copy in private memory, C order, in huge pages where it is large: a matrix product that reads it as it is runs faster."""
-    copy: Array = _Region(max(array.nbytes, 1)).octets[: array.nbytes].view(array.dtype).reshape(array.shape)
+    """A copy in private memory, as of `empty`."""
+    copy = empty(array)
     copy[...] = array
     return copy
+
+
+def copy_paced(target: Array, source: Array) -> None:
+    """Copy `source` into the C-ordered `target` of the same shape and dtype (else TypeError or ValueError), in slices with pauses."""
+    if target.shape != source.shape:
+        raise ValueError(f"cannot copy: expected shape {target.shape}, got {source.shape}")
+    rows, given = target.reshape(-1), np.ascontiguousarray(source).reshape(-1)
+    step = max(1, SLICE // max(target.itemsize, 1))
+    for first in range(0, rows.size, step):
+        start = time.perf_counter()
+        np.copyto(rows[first : first + step], given[first : first + step], casting="no")
+        if first + step < rows.size:
+            time.sleep(REST * (time.perf_counter() - start))
 
 
 class Twin:
@@ -78,7 +101,7 @@ class Twin:
     def fill(self, array: Array) -> None:
         """Write the successor, of the same shape and dtype; a frame sees nothing of it."""
         self.filled = True
-        np.copyto(self.next, array, casting="no")
+        copy_paced(self.next, array)
 
     def exchange(self) -> None:
         """Make the successor live and keep the former values in its place; no thread may read `live` meanwhile."""

@@ -2,7 +2,8 @@
 
 Guarantees: the graph takes the patchable tensors as inputs (the exporter made them so), all of them are bound, and the rest is
 prepacked at full speed.  A commit takes microseconds because a whole second binding is made by `stage`; the price is the memory
-of the patched tensors twice.  Does not lock; refuses (exit 6) a graph without those inputs.
+of the patched tensors twice: what a swap takes out of use is kept for the next one, so that neither memory is paged in beside the
+frames nor given back between two of them.  Does not lock; refuses (exit 6) a graph without those inputs.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from edgeedit.bundle import DTYPES, Bundle
-from edgeedit.device.engines.exchange import placed
+from edgeedit.device.engines.exchange import copy_paced, empty, placed
 from edgeedit.device.engines.ort_session import SessionPlan, check_pixels, failures, load_ort, make_session, session_options
 from edgeedit.device.engines.protocol import Commit, Staged
 from edgeedit.errors import IntegrityError, RefusedError
@@ -23,7 +24,7 @@ Array = np.ndarray[Any, Any]
 
 
 class OrtInputsEngine:
-    """A running session; `weights` are the live values, replaced (never written to) by a swap."""
+    """A running session; `weights` are the live values, replaced by a swap and written to by the staging after it."""
 
     def __init__(self, bundle: Bundle, weights: Mapping[str, Array], *, threads: int = 0) -> None:
         self._ort = load_ort()
@@ -41,6 +42,8 @@ class OrtInputsEngine:
         self._input, self._output, self._shape = bundle.input_name, bundle.output_name, bundle.input_shape
         self._values = {name: self._value(self.weights[name]) for name in self._tensors}
         self._binding: Any = self._bind(self._values)
+        self._spare: dict[str, tuple[Array, Any]] = {}  # buffers on the host that no frame reads, and their values
+        self._staged = 0
 
     def _value(self, array: Array) -> Any:
         if self._memory == "host":
@@ -80,18 +83,38 @@ class OrtInputsEngine:
 
     def stage(self, new: Mapping[str, Array]) -> Commit:
         """Copy the tensors, bind them in a second binding; the commit exchanges the two.  Raises IntegrityError."""
-        own: dict[str, Array] = {}
+        own: dict[str, tuple[Array, Any]] = {}
+        self._staged += 1
+        ticket = self._staged
         for name, array in new.items():
             row = self._tensors.get(name)
             if row is None or array.shape != row.shape or array.dtype != DTYPES[row.dtype]:
                 raise IntegrityError(f"cannot swap {name}: expected a patchable tensor of the bundle, got {array.dtype} {array.shape}")
-            own[name] = placed(array)
-        values = {**self._values, **{name: self._value(array) for name, array in own.items()}}
+            own[name] = self._fill(name, array)
+        values = {**self._values, **{name: value for name, (_, value) in own.items()}}
         binding = self._bind(values)
-        weights = {**self.weights, **own}
+        weights = {**self.weights, **{name: array for name, (array, _) in own.items()}}
 
         def commit() -> None:
+            # A later staging has written over this one; after a second commit the spare buffers would be the live ones.
+            if ticket != self._staged:
+                raise RefusedError("staged weights are gone: expected the last staging, got an older one or a second commit")
+            self._staged += 1
+            former, held = self.weights, self._values
             self._binding, self._values, self.weights = binding, values, weights
+            if self._memory == "host":
+                self._spare.update({name: (former[name], held[name]) for name in own})
 
         # A second binding of its own, so that the staged one is never bound by two threads.
         return Staged(commit, partial(self._frame, self._bind(values)))
+
+    def _fill(self, name: str, array: Array) -> tuple[Array, Any]:
+        """A copy of the array that no frame reads, and its value."""
+        if self._memory != "host":
+            copy = placed(array)
+            return copy, self._value(copy)
+        if name not in self._spare:
+            fresh = empty(array)
+            self._spare[name] = (fresh, self._value(fresh))
+        copy_paced(self._spare[name][0], array)
+        return self._spare[name]

@@ -93,6 +93,24 @@ def test_inputs_engine_refuses_a_graph_with_constants_and_foreign_tensors(world:
         engine.stage({"first": np.zeros((32, 48), np.float32)})
 
 
+def test_inputs_engine_keeps_two_sets_of_buffers_and_takes_only_the_last_staging(world: Any) -> None:
+    engine = OrtInputsEngine(as_inputs(world.bundle), world.bundle.weights(), threads=1)
+    pixels, old = world.bundle.probes(), {n: np.array(world.bundle.weights()[n]) for n in changed(world.bundle, 0.3)}
+    before, first = engine.run(pixels), engine.weights["first"].ctypes.data
+    older, newer = engine.stage(changed(world.bundle, 0.2)), engine.stage(changed(world.bundle, 0.3))
+    with pytest.raises(RefusedError, match="staged weights are gone"):
+        older()
+    assert engine.run(pixels).tobytes() == before.tobytes()
+    newer()
+    with pytest.raises(RefusedError, match="second commit"):
+        newer()
+    fresh = OrtInputsEngine(as_inputs(world.bundle), {**world.bundle.weights(), **changed(world.bundle, 0.3)}, threads=1)
+    assert engine.run(pixels).tobytes() == fresh.run(pixels).tobytes()
+    engine.swap(old)
+    assert engine.weights["first"].ctypes.data == first, "memory was taken anew"
+    assert engine.run(pixels).tobytes() == before.tobytes()
+
+
 def test_undo_of_a_rebuild_builds_nothing(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = ort_rebuild.OrtRebuildEngine(replace(world.bundle, mode="rebuild"), world.bundle.weights(), threads=1)
     new = changed(world.bundle, 0.3)

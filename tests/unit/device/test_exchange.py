@@ -141,3 +141,18 @@ def test_placed_copy_is_the_same_array(shape: tuple[int, ...]) -> None:
     assert copy.flags.c_contiguous and copy.flags.writeable
     assert np.array_equal(copy, array.T) and copy.dtype == array.dtype
     assert not np.shares_memory(copy, array)
+
+
+def test_a_paced_copy_is_whole_and_rests_between_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    rests: list[float] = []
+    monkeypatch.setattr(exchange, "SLICE", 64)
+    monkeypatch.setattr(exchange.time, "sleep", rests.append)
+    source = np.random.default_rng(0).standard_normal((9, 5)).astype(np.float32)
+    target = np.zeros((5, 9), np.float32)
+    exchange.copy_paced(target, source.T)
+    assert np.array_equal(target, source.T)
+    assert len(rests) == 2 and min(rests) > 0, "45 elements in slices of 16: a rest between two slices, none at the end"
+    with pytest.raises(ValueError, match="expected shape"):
+        exchange.copy_paced(target, source)
+    with pytest.raises(TypeError):
+        exchange.copy_paced(target, np.zeros((5, 9)))
