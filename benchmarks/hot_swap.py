@@ -1,16 +1,20 @@
 """Swaps the weights of a serving ONNX Runtime session, against rebuilding the session, in one run.
 
-    python benchmarks/hot_swap.py [--quick] [--shapes b16,l14] [--precisions float32,float16] [--json FILE]
+    python benchmarks/hot_swap.py [--quick] [--shapes b16,l14] [--precisions float32,float16] [--minutes 20] [--json FILE]
 
 Random ViT-B/16 and ViT-L/14 towers (CLIP layout, 224 px), one ONNX Runtime thread.  A mask of 1, 5 or 10 % changes that share of every
 block's first FFN matrix.  `lock_ms` is the time for which a frame would have to wait (the commit), `stage_ms` what is prepared
-beside the frames, `first_stage_ms` the same the first time, when memory is paged in.  `default rebuild` creates a session with default
-options from a file already written; `no-prepack rebuild` the same without prepacking; writing that file is `write_ms` and counted
-to neither.  The fresh session of the bitwise goal is a plain one on that file, with the engine's options.  A thread serves frames all
-the time; each must be bit for bit the model of its moment, old or new around a swap (else torn), and none may fail (else lost).  p99
-compares >= 30 windows with a swap (masks in turn) with as many without, in turn; each window has the same number of frames.  No probe
-frames are run here.  A full run needs about 15 minutes on two quiet cores, --quick less than one.  With --json each finished
-tower is kept: a run that was cut off goes on from there (same commit and versions).
+beside the frames (with pauses, so that frames keep the memory), `first_stage_ms` the same the first time, when memory is paged in.
+`default rebuild` creates a session with default options from a file already written, of the graph as the exporter makes it;
+`no-prepack rebuild` the same without prepacking; writing that file is `write_ms` and counted to neither.  The goals compare a
+rebuild with the commit; `rebuild_over_stage_and_commit` compares it with both.  Steady cost is against the default session of the same
+plain graph.  The fresh session of the bitwise goal is a plain one on the engine's graph, with the engine's options.
+
+A thread serves frames all the time; each must be bit for bit the model of its moment, old or new around a swap (else torn), and none
+may fail (else lost).  p99 compares >= 30 windows with a swap (masks in turn) with as many without, in turn; each window has the same
+number of frames.  No probe frames are run here.  Towers in order: all shapes in the first precision, then the next.  None is begun that
+would end after --minutes, going by the last one of its shape.  With --json each finished tower is kept: a run that was cut off goes on
+from there (same commit and versions).  --quick needs less than a minute.
 """
 
 from __future__ import annotations
@@ -65,7 +69,7 @@ def since(start: float) -> float:
 
 
 def bundles(shape: str, precision: str, folder: Path) -> dict[str, Bundle]:
-    """The same tower as a Bundle for each mode; the weights are one file."""
+    """The same tower as a Bundle for each mode, the weights in one file, and `plain`: the graph as the exporter makes it."""
     recipe = load_recipe("clip")
     encoder = random_encoder(recipe, {**SHAPES[shape], "image_size": 224, "projection_dim": 512}, seed=0)
     profile = load_profile("linux-cpu")
@@ -79,7 +83,11 @@ def bundles(shape: str, precision: str, folder: Path) -> dict[str, Bundle]:
     open_inputs(model, {t.name for t in aliased.tensor_map.tensors if t.editable})
     (inputs / MODEL_FILE).unlink()
     onnx.save(model, str(inputs / MODEL_FILE))
-    return {"aliased": aliased, "inputs": replace(aliased, path=inputs, mode="inputs")}
+    plain = aliased
+    if any(t.editable and not t.transposed for t in aliased.tensor_map.tensors):
+        # Stored for an engine that reads it in place: a rebuild from that file would have to turn every matrix first.
+        plain = export_bundle(encoder, folder / "plain", profile=load_profile("linux-cpu-rebuild"), precision=precision, probes=pixels)
+    return {"plain": plain, "aliased": aliased, "inputs": replace(aliased, path=inputs, mode="inputs")}
 
 
 def masked(bundle: Bundle, share: float, seed: int) -> dict[str, Array]:
@@ -105,8 +113,9 @@ def timed_swap(engine: Engine, new: dict[str, Array]) -> tuple[float, float]:
     return staged, since(start)
 
 
-def rebuild_times(bundle: Bundle, weights: dict[str, Array], folder: Path, repeats: int) -> dict[str, float]:
-    """Median ms of writing the file and of creating a session with default options and without prepacking."""
+def rebuild_times(bundle: Bundle, folder: Path, repeats: int) -> dict[str, float]:
+    """Median ms of writing the file with a changed mask and of creating a session with default options and without prepacking."""
+    weights = {**bundle.weights(), **masked(bundle, MASKS[0], 0)}
     times: dict[str, list[float]] = {"write_ms": [], "default_ms": [], "no_prepack_ms": []}
     for _ in range(repeats):
         start = time.perf_counter()
@@ -257,14 +266,14 @@ def measure(shape: str, precision: str, folder: Path, quick: bool, swaps: int) -
     """One row for each mode and mask of one tower, and one for each mode that serves frames."""
     rows: list[dict[str, Any]] = []
     made = bundles(shape, precision, folder)
-    base = made["aliased"]
+    plain, base = made.pop("plain"), made["aliased"]
     pixels = np.array(base.probes()[:1])
     changes = {share: masked(base, share, seed) for seed, share in enumerate(MASKS)}
-    rebuild = rebuild_times(base, {**base.weights(), **changes[0.01]}, folder / "rebuilt", 2 if quick or shape == "l14" else 3)
+    rebuild = rebuild_times(plain, folder / "rebuilt", 2 if quick or shape == "l14" else 3)
     for mode, bundle in made.items():
         engine = open_engine(bundle, bundle.weights(), threads=1)
         common = {"shape": shape, "precision": precision, "mode": mode, "engine": engine.describe()}
-        ratio = steady(base, engine, pixels, 5 if shape == "l14" else 9)
+        ratio = steady(plain, engine, pixels, 5 if shape == "l14" else 9)
         old = {name: np.array(bundle.weights()[name]) for name in changes[0.01]}
         first_stage, _ = timed_swap(engine, old)
         for share, new in changes.items():
@@ -276,6 +285,7 @@ def measure(shape: str, precision: str, folder: Path, quick: bool, swaps: int) -
             engine.swap(old)
             row["times_default_rebuild"] = row["default_ms"] / row["lock_ms"]
             row["times_no_prepack_rebuild"] = row["no_prepack_ms"] / row["lock_ms"]
+            row["rebuild_over_stage_and_commit"] = row["default_ms"] / (row["stage_ms"] + row["lock_ms"])
             rows.append(row)
             show(row)
         rows.append({**common, **serve(engine, old, list(changes.values()), pixels, 1 if shape == "l14" else 3, swaps)})
@@ -333,6 +343,11 @@ def former_rows(path: Path | None, head: dict[str, Any]) -> list[dict[str, Any]]
     return rows
 
 
+def too_late(shape: str, spent: dict[str, float], start: float, limit: float) -> bool:
+    """Whether a tower of this shape, as slow as its last one, would end more than `limit` seconds after `start`."""
+    return time.perf_counter() - start + spent.get(shape, 0.0) > limit
+
+
 def main() -> None:
     """Run and print; --json writes machine, commit, rows and goals."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -340,6 +355,7 @@ def main() -> None:
     parser.add_argument("--shapes", default="b16,l14")
     parser.add_argument("--precisions", default="float32,float16")
     parser.add_argument("--swaps", type=int, default=SWAPS, help="windows with a swap; fewer than 30 judge no p99")
+    parser.add_argument("--minutes", type=float, default=20.0, help="begin no tower that would end later")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     # One tensor of each kind is proven at each start, as ever; the rest would only cost this benchmark's time.
@@ -349,11 +365,18 @@ def main() -> None:
     machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "onnxruntime": ort.__version__}
     head = {"machine": machine, "commit": commit, "quick": options.quick, "swaps": swaps}
     start, rows = time.perf_counter(), former_rows(options.json, head)
-    towers = [(s, p) for s in (["tiny"] if options.quick else options.shapes.split(",")) for p in options.precisions.split(",")]
+    towers = [(s, p) for p in options.precisions.split(",") for s in (["tiny"] if options.quick else options.shapes.split(","))]
+    spent: dict[str, float] = {}
     for number, (shape, precision) in enumerate(towers):
-        if not any((row["shape"], row["precision"]) == (shape, precision) for row in rows):
-            with tempfile.TemporaryDirectory(prefix="hot-swap-") as folder:
-                rows += measure(shape, precision, Path(folder), options.quick, swaps)
+        if any((row["shape"], row["precision"]) == (shape, precision) for row in rows):
+            continue
+        if too_late(shape, spent, start, options.minutes * 60):
+            print(f"no time for {shape} {precision}: run again with the same --json to go on", flush=True)
+            break
+        begun = time.perf_counter()
+        with tempfile.TemporaryDirectory(prefix="hot-swap-") as folder:
+            rows += measure(shape, precision, Path(folder), options.quick, swaps)
+        spent[shape] = time.perf_counter() - begun
         if options.json:
             done = {"complete": number + 1 == len(towers), "seconds": time.perf_counter() - start, "rows": rows, "goals": goals_of(rows)}
             options.json.write_text(json.dumps({**head, **done}, indent=1) + "\n", "utf-8")

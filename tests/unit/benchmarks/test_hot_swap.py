@@ -61,3 +61,10 @@ def test_only_a_run_that_was_cut_off_goes_on(tmp_path: Path) -> None:
     assert hot_swap.former_rows(path, {"commit": "d"}) == []
     path.write_text(json.dumps({**head, "complete": True, "rows": [{"shape": "b16"}]}), "utf-8")
     assert hot_swap.former_rows(path, head) == []
+
+
+def test_a_tower_is_begun_only_where_its_like_would_end_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hot_swap.time, "perf_counter", lambda: 1000.0)
+    assert not hot_swap.too_late("b16", {}, 0.0, 1200.0)
+    assert not hot_swap.too_late("b16", {"b16": 200.0, "l14": 500.0}, 0.0, 1200.0)
+    assert hot_swap.too_late("l14", {"b16": 200.0, "l14": 201.0}, 0.0, 1200.0)
