@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 DEFAULT_PROBES = 16
 MARGIN = 10.0  # a probe must move by this many tolerances to tell the edited encoder from its parent
+# Where the tolerance was measured on both encoders: a device that lies a whole tolerance off still misses the expectation by two.
+MARGIN_MEASURED = 3.0
 
 
 def check_inputs(probes: Array, size: int) -> None:
@@ -43,13 +45,18 @@ def edited_encoder(encoder: Encoder, delta: Delta | None, precision: str) -> Enc
 
     Raises MismatchError when the delta names a parameter that the encoder lacks or whose shape differs.
     """
-    values = parameter_values(encoder, precision)
+    return with_values(encoder, edited_values(encoder, delta, precision))
+
+
+def edited_values(encoder: Encoder, delta: Delta | None, precision: str) -> dict[str, Array]:
+    """The parameters of `edited_encoder`, name -> array in `precision`; raises MismatchError as it does."""
+    values = dict(parameter_values(encoder, precision))
     for change in delta.tensors if delta is not None else ():
         if change.name not in values or values[change.name].shape != change.shape:
             got = values[change.name].shape if change.name in values else "no such parameter"
             raise MismatchError(f"delta does not fit the encoder: expected {change.name} {change.shape}, got {got}")
         values[change.name] = apply_delta(values[change.name], change)
-    return with_values(encoder, values)
+    return values
 
 
 def expectations(encoder: Encoder, delta: Delta | None, bundle: Bundle) -> Array:
@@ -80,14 +87,14 @@ def deployed_expectations(encoder: Encoder, bundle: Bundle, weights: Mapping[str
     return run_encoder(with_values(encoder, values), bundle.probes())
 
 
-def check_probes(old_outputs: Array, new_outputs: Array, tolerance: float) -> None:
-    """Raise InputError unless at least one probe tells the edited encoder from its parent: |new - old| >= 10 x tolerance."""
+def check_probes(old_outputs: Array, new_outputs: Array, tolerance: float, margin: float = MARGIN) -> None:
+    """Raise InputError unless at least one probe tells the edited encoder from its parent: |new - old| >= margin x tolerance."""
     if old_outputs.shape != new_outputs.shape or old_outputs.size == 0:
         raise InputError(f"probes do not compare: expected shape {old_outputs.shape}, got {new_outputs.shape}")
     moved = float(np.abs(new_outputs.astype(np.float64) - old_outputs.astype(np.float64)).max())
     # `not >=` also refuses a NaN.
-    if not moved >= MARGIN * tolerance:
+    if not moved >= margin * tolerance:
         raise InputError(
-            f"no probe sees the edit: expected a change of at least {MARGIN * tolerance:.3g}, got {moved:.3g}",
+            f"no probe sees the edit: expected a change of at least {margin * tolerance:.3g}, got {moved:.3g}",
             hint="export the bundle with probe images like those that the edit repairs",
         )

@@ -15,11 +15,10 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from edgeedit.bundle import Bundle
-from edgeedit.codec.probes import round_probes
 from edgeedit.delta import Delta
 from edgeedit.deploy.codes import Survival
 from edgeedit.deploy.lower import lower
-from edgeedit.deploy.probes import check_probes, deployed_expectations, expectations
+from edgeedit.deploy.proving import prove
 from edgeedit.encoder.encoder import Encoder
 from edgeedit.encoder.values import parameter_values
 from edgeedit.errors import GateError
@@ -80,12 +79,7 @@ def pack(
         encoder = encoder or encoder_of(bundle)
     lowered = lower(delta, bundle, base, parameter_values(encoder, "float32") if encoder is not None and coded else None)
     encoder = encoder or encoder_of(bundle)  # loaded late where it can be: a delta that does not fit is refused without it
-    if coded:
-        former, expected = (deployed_expectations(encoder, bundle, {**base, **new}) for new in ({}, lowered.new))
-    else:
-        former, expected = (expectations(encoder, change, bundle) for change in (None, delta))
-    expected = round_probes(expected, bundle.tolerance)  # before it is judged: the device compares with what the patch carries
-    check_probes(former, expected, bundle.tolerance)
+    proof = prove(encoder, delta, bundle, {**base, **lowered.new})
     provenance = {**{k: v for k, v in delta.info.items() if k not in ("verdicts", "locality", "shift")}, "gate": gate}
     if lowered.survival:
         provenance["survival"] = {name: found.to_json() for name, found in lowered.survival.items()}
@@ -98,8 +92,8 @@ def pack(
         before=lowered.before,
         after=lowered.after,
         dtypes=lowered.dtypes,
-        expected=expected,
-        tolerance=bundle.tolerance,
+        expected=proof.expected,
+        tolerance=proof.tolerance,
         provenance=provenance,
     )
     digest = write_patch(out, content, keys)
