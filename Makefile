@@ -14,7 +14,7 @@ DEVICE_TESTS := tests/unit/ground tests/unit/codec tests/unit/patch tests/unit/d
 WHEEL_TESTS := tests/unit/ground tests/unit/codec tests/unit/patch tests/unit/device tests/unit/report tests/cli tests/arch
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo demo-seeds test install lint types contracts native ort-headers aarch64 fuzz fuzz-ci store-states soak wheel test-wheel test-pythons test-transformers test-deps benchmark-assets bench-patch pytest clean
+.PHONY: demo demo-seeds test install lint types contracts native ort-headers aarch64 fuzz fuzz-ci store-states soak wheel test-wheel test-pythons test-transformers test-arm64-wheel test-tensorrt-rtx test-optimum test-deps benchmark-assets bench-patch pytest clean
 
 demo: $(VENV)/.installed $(VENV)/.assets
 	$(BIN)/edgeedit demo --out demo-out
@@ -129,6 +129,20 @@ test-transformers: wheel $(VENV)/.assets
 	.venv-tf4/bin/pip install -q 'transformers==4.49.0' 'numpy<2.5' && .venv-tf4/bin/pip install -q --no-deps build/dist/edgeedit-*.whl
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_paths()['purelib'])" > .venv-tf4/lib/$$(ls .venv-tf4/lib)/site-packages/libraries.pth
 	cd / && $(CURDIR)/.venv-tf4/bin/python -m pytest -q -p no:cacheprovider -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) -k 'not timm' $(CURDIR)/tests/unit/deploy/test_families.py $(CURDIR)/tests/unit/encoder
+
+# The wheel cross-built for aarch64, imported in an arm64 Python under qemu-user, and a patch verified and applied there; needs `make test-deps`
+# and Debian 12 (some minutes; 60 MB of packages).
+test-arm64-wheel: $(VENV)/.installed
+	sh tests/arm64/run.sh $(CURDIR)/$(BIN)/python build/arm64
+
+# Signatures of the TensorRT fake against published bindings, and patchable tensors of real Bundles against TensorRT-RTX's own parser, which needs
+# no GPU (150 MB of packages).
+test-tensorrt-rtx: $(VENV)/.installed
+	sh tests/tensorrt/run.sh $(CURDIR)/$(BIN)/python build/tensorrt
+
+# The extra [optimum] in an environment of its own: it exports a model, `edgeedit export` maps the graph by content (a torch download).
+test-optimum: $(VENV)/.installed
+	sh tests/optimum/run.sh $(PYTHON) $(CURDIR)/$(BIN)/python build/optimum
 
 # System packages for tests (root): a web server, a message broker, a database, a software HSM, archivers, compilers, OpenSSL and zlib for this machine and for aarch64, and qemu-user to run the latter.
 BENCH_PACKAGES := bsdiff xdelta3 zstd zchunk
