@@ -36,6 +36,17 @@ bool add_codes(std::int8_t* codes, const DensityRow& row) noexcept {
   return fine;
 }
 
+// Asks for the lines of a row of both tensors early, so that they come while its entries are decoded.
+void prefetch(const std::uint8_t* from, const std::uint8_t* to, std::size_t bytes) noexcept {
+#if defined(__GNUC__)
+  constexpr std::size_t kLine = 64;
+  for (std::size_t at = 0; at < bytes; at += kLine) {
+    __builtin_prefetch(from + at, 0);
+    __builtin_prefetch(to + at, 1);
+  }
+#endif
+}
+
 Status check(Dtype dtype, std::uint64_t rows, std::uint64_t cols, float step, const LowRank* low_rank) noexcept {
   if (!legal_scale(step, kMaxScaleBits)) return Status::kBadScale;
   if (dtype == Dtype::kInt8) return low_rank == nullptr && as_bits(step) == 0x3F800000U ? Status::kOk : Status::kBadCode;
@@ -61,6 +72,7 @@ Status density_apply(Dtype dtype, const void* old, void* out, std::uint64_t rows
   std::uint64_t number = 0;  // of the next row of the low-rank part
   DensityRow row{};
   for (std::uint64_t i = 0; i < rows; ++i, from += row_bytes, to += row_bytes) {
+    prefetch(from, to, row_bytes);
     if (!coded.read(i, row)) return Status::kMalformed;
     std::memcpy(to, from, row_bytes);
     if (dtype == Dtype::kInt8) {

@@ -15,6 +15,8 @@ constexpr std::uint32_t kStepSymbols = 32;
 constexpr std::uint32_t kEscape = 255;
 constexpr int kSmallSteps = 15;
 constexpr int kMidLogit = 32;
+constexpr int kLeastLogit = -32 - 31;  // of a row and a group together, before it is held to -32 .. 32
+constexpr int kMostLogits = 31 + 31 - kLeastLogit + 1;
 
 struct Header {
   std::uint32_t mask_lanes, step_lanes;

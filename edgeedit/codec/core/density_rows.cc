@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "density.h"
+#include "kernels.h"
 #include "scalar.h"
 
 namespace edgeedit {
@@ -53,7 +54,7 @@ bool read_table(Bytes& bytes, std::uint32_t bound, std::uint32_t* slots) noexcep
   const std::uint32_t lowest = range[0];
   const std::uint32_t symbols = range[1] - lowest + 1U;
   if (symbols == 1) {
-    for (std::uint32_t i = 0; i < kTotal; ++i) slots[i] = slot(lowest, kTotal, i);
+    for (std::uint32_t i = 0; i < kTotal; ++i) slots[i] = slot(lowest, kTotal, 0);
     return true;
   }
   const std::uint8_t* packed = bytes.take((symbols * 12 + 7) / 8);
@@ -65,7 +66,7 @@ bool read_table(Bytes& bytes, std::uint32_t bound, std::uint32_t* slots) noexcep
     const std::uint32_t frequency = s % 2 == 0 ? pair & 0xFFFU : pair >> 4;
     // The first and the last symbol are there, else the range would be shorter: one form for one table.
     if (filled + frequency > kTotal || (frequency == 0 && (s == 0 || s + 1 == symbols))) return false;
-    for (std::uint32_t i = 0; i < frequency; ++i) slots[filled + i] = slot(lowest + s, frequency, i);
+    for (std::uint32_t i = 0; i < frequency; ++i) slots[filled + i] = slot(lowest + s, frequency, filled);
     filled += frequency;
   }
   const bool clean = symbols % 2 == 0 || (packed[(symbols * 12 + 7) / 8 - 1] >> 4) == 0;
@@ -92,27 +93,7 @@ class Parts {
 
 std::uint32_t group_count(std::uint32_t columns) noexcept { return (columns + 7) / 8; }
 
-MaskTables make_tables() noexcept {
-  MaskTables tables{};
-  for (int m = 0; m < kClasses; ++m) {
-    const ClassTable& row = kClassTables[m];
-    std::uint32_t filled = 0;
-    for (std::uint32_t byte = 0; byte < 256; ++byte) {
-      const std::uint32_t bits = bit_count(byte);
-      const std::uint32_t frequency = bits <= row.limit ? row.frequency[bits] : byte == kEscape ? row.escape : 0;
-      tables.places[m][byte] = {static_cast<std::uint16_t>(filled), static_cast<std::uint16_t>(frequency)};
-      for (std::uint32_t i = 0; i < frequency && filled < kTotal; ++i) tables.slots[m][filled++] = slot(byte, frequency, i);
-    }
-  }
-  return tables;
-}
-
 }  // namespace
-
-const MaskTables& mask_tables() noexcept {
-  static const MaskTables tables = make_tables();
-  return tables;
-}
 
 std::uint64_t DensityRows::lay_out(void* memory, std::uint64_t rows, std::uint64_t cols, Workspace& w) noexcept {
   Parts parts(memory);
@@ -120,16 +101,15 @@ std::uint64_t DensityRows::lay_out(void* memory, std::uint64_t rows, std::uint64
   parts.take(w.row_slots, kTotal);
   parts.take(w.col_slots, kTotal);
   parts.take(w.step_slots, kTotal);
-  parts.take(w.order, cols);
-  parts.take(w.columns, cols);
+  parts.take(w.order, padded(cols));  // whole groups are read
+  parts.take(w.columns, cols + kListedBehind);
   parts.take(w.q, cols);
   parts.take(w.line, cols);
   parts.take(w.row_class, rows);
   parts.take(w.col_class, cols);
   parts.take(w.symbols, cols);
   parts.take(w.bits, groups);
-  parts.take(w.tables, groups);
-  parts.take(w.invert, groups);
+  parts.take(w.reach, groups);
   parts.take(w.groups, groups);
   return parts.used();
 }
@@ -173,7 +153,12 @@ Status DensityRows::open(const std::uint8_t* data, std::uint64_t size, std::uint
 
 bool DensityRows::open_streams(const std::uint8_t* data, std::uint64_t size) noexcept {
   Bytes bytes(data, size);
-  tables_ = &mask_tables();
+  const MaskTables& tables = mask_tables();
+  mask_slots_ = tables.slots;
+  for (int i = 0; i < kMostLogits; ++i) {
+    const int logit = entry_logit(33, kLeastLogit + i);
+    reach_[i] = tables.reach[logit < 0 ? -logit : logit];
+  }
   const std::uint8_t* mask = bytes.take(header_.mask);
   mask_escape_ = bytes.take(header_.mask_escapes);
   const std::uint8_t* steps = bytes.take(header_.steps);
@@ -187,15 +172,16 @@ bool DensityRows::open_streams(const std::uint8_t* data, std::uint64_t size) noe
 bool DensityRows::read_margins(const std::uint8_t* data, std::uint64_t rows, std::uint64_t cols) noexcept {
   RansReader margins;
   if (data == nullptr || !margins.open(data, header_.margins, 1)) return false;
-  margins.get_many([this](std::uint64_t) noexcept { return w_.row_slots; }, rows, w_.row_class);
-  margins.get_many([this](std::uint64_t) noexcept { return w_.col_slots; }, cols, w_.col_class);
+  margins.get_many(w_.row_slots, nullptr, rows, w_.row_class);
+  margins.get_many(w_.col_slots, nullptr, cols, w_.col_class);
   return margins.whole();
 }
 
 // Puts escaped bytes in place of their symbols in the eight groups from `first` on; false when they are missing or no escapes.
-bool DensityRows::unescape(std::uint32_t first) noexcept {
+bool DensityRows::unescape(int row_class, std::uint32_t first) noexcept {
   for (std::uint32_t g = first; g < first + 8 && g < group_count(used_); ++g) {
-    const std::uint32_t limit = kClassTables[w_.tables[g]].limit;
+    const int logit = entry_logit(row_class, w_.groups[g]);
+    const std::uint32_t limit = kClassTables[logit < 0 ? -logit : logit].limit;
     if (w_.bits[g] != kEscape || limit == 8) continue;
     if (mask_escape_ == mask_escape_end_ || bit_count(*mask_escape_) <= limit) return false;
     w_.bits[g] = *mask_escape_++;
@@ -209,39 +195,25 @@ bool DensityRows::read_mask(int row_class) noexcept {
   if (groups == 0) return true;
   // Local pointers, because a store through one of bytes may change any member for all the compiler knows.
   std::uint8_t* const __restrict bits = w_.bits;
-  std::uint8_t* const __restrict tables = w_.tables;
-  std::uint8_t* const __restrict invert = w_.invert;
+  std::uint32_t* const __restrict reach = w_.reach;
   const std::int8_t* const __restrict logits = w_.groups;
-  for (std::uint32_t g = 0; g < groups; ++g) {
-    const int logit = entry_logit(row_class, logits[g]);
-    tables[g] = static_cast<std::uint8_t>(logit < 0 ? -logit : logit);
-    invert[g] = logit > 0 ? 0xFFU : 0U;
-  }
-  const std::uint32_t(*const slots)[kTotal] = tables_->slots;
-  mask_.get_many([slots, tables](std::uint64_t g) noexcept { return slots[tables[g]]; }, groups, bits);
+  const std::uint32_t* const of_row = reach_ + (row_class - 33 - kLeastLogit);
+  for (std::uint32_t g = 0; g < groups; ++g) reach[g] = of_row[logits[g]];
+  mask_.get_many(mask_slots_, reach, groups, bits);
   for (std::uint32_t first = 0; first < groups; first += 8) {
     const std::uint64_t zeros = ~long_word(w_.bits + first);  // a byte of 255, which may be the escape, is 0 here
-    if (((zeros - 0x0101010101010101ULL) & ~zeros & 0x8080808080808080ULL) != 0 && !unescape(first)) return false;
+    if (((zeros - 0x0101010101010101ULL) & ~zeros & 0x8080808080808080ULL) != 0 && !unescape(row_class, first)) return false;
   }
   const std::uint32_t valid = used_ % 8 == 0 ? 0xFFU : (1U << (used_ % 8)) - 1U;
   if ((w_.bits[groups - 1] & ~valid) != 0) return false;
-  for (std::uint32_t g = 0; g < groups; ++g) bits[g] = static_cast<std::uint8_t>(bits[g] ^ invert[g]);
+  const int middle = 33 - row_class;  // L > 0 above it
+  for (std::uint32_t g = 0; g < groups; ++g) bits[g] = static_cast<std::uint8_t>(bits[g] ^ (logits[g] > middle ? 0xFFU : 0U));
   w_.bits[groups - 1] = static_cast<std::uint8_t>(w_.bits[groups - 1] & valid);
   return true;
 }
 
-std::uint32_t DensityRows::list_columns() noexcept {
-  std::uint32_t* next = w_.columns;
-  for (std::uint32_t first = 0; first < group_count(used_); first += 8) {
-    const std::uint32_t* const order = w_.order + std::uint64_t{8} * first;
-    for (std::uint64_t bits = long_word(w_.bits + first); bits != 0; bits &= bits - 1) *next++ = order[lowest_bit(bits)];
-  }
-  return static_cast<std::uint32_t>(next - w_.columns);
-}
-
 bool DensityRows::read_steps(std::uint32_t length) noexcept {
-  const std::uint32_t* const slots = w_.step_slots;
-  steps_.get_many([slots](std::uint64_t) noexcept { return slots; }, length, w_.symbols);
+  steps_.get_many(w_.step_slots, nullptr, length, w_.symbols);
   const std::uint8_t* const __restrict symbols = w_.symbols;
   std::int16_t* const __restrict q = w_.q;
   std::uint8_t largest = 0;
@@ -265,7 +237,7 @@ bool DensityRows::read(std::uint64_t row, DensityRow& found) noexcept {
   found = {w_.columns, w_.q, 0};
   if (w_.row_class[row] == 0) return true;
   if (!read_mask(w_.row_class[row])) return false;
-  found.length = list_columns();
+  found.length = static_cast<std::uint32_t>(kernels().list_bits(w_.order, w_.bits, group_count(used_), w_.columns));
   read_ += found.length;
   return read_ <= header_.count && read_steps(found.length);
 }

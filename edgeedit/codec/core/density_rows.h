@@ -45,8 +45,7 @@ class DensityRows {
     std::uint8_t* col_class;
     std::uint8_t* symbols;
     std::uint8_t* bits;    // of the groups of a row, up to a multiple of eight
-    std::uint8_t* tables;  // |L| of the groups of a row
-    std::uint8_t* invert;  // 255 where L > 0
+    std::uint32_t* reach;  // of their tables
     std::int8_t* groups;
   };
   static std::uint64_t lay_out(void* memory, std::uint64_t rows, std::uint64_t cols, Workspace& w) noexcept;
@@ -55,14 +54,15 @@ class DensityRows {
   bool open_streams(const std::uint8_t* data, std::uint64_t size) noexcept;
   bool read_margins(const std::uint8_t* data, std::uint64_t rows, std::uint64_t cols) noexcept;
   bool read_mask(int row_class) noexcept;
-  bool unescape(std::uint32_t first) noexcept;
-  std::uint32_t list_columns() noexcept;
+  bool unescape(int row_class, std::uint32_t first) noexcept;
   bool read_steps(std::uint32_t length) noexcept;
 
   Header header_{};
   Workspace w_{};
   RansReader mask_, steps_;
-  const MaskTables* tables_ = nullptr;  // fetched once: asking for them asks every time whether they are made
+  const std::uint32_t* mask_slots_ = nullptr;
+  // Reach of the table for every row number + group number, from the lowest, -32 - 31, up.
+  std::uint32_t reach_[kMostLogits] = {};
   const std::uint8_t* mask_escape_ = nullptr;
   const std::uint8_t* mask_escape_end_ = nullptr;
   const std::uint8_t* step_escape_ = nullptr;

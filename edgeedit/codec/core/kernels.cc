@@ -4,17 +4,7 @@
 #include <cstring>
 
 #include "scalar.h"
-
-#if defined(__x86_64__) && defined(__GNUC__)
-#define EDGEEDIT_AVX2 1
-#include <cpuid.h>
-#include <immintrin.h>
-#define EDGEEDIT_WIDE __attribute__((target("avx2,f16c")))
-#elif defined(__aarch64__) && defined(__GNUC__)
-#define EDGEEDIT_NEON 1
-#include <arm_neon.h>
-#define EDGEEDIT_WIDE
-#endif
+#include "wide.h"
 
 namespace edgeedit {
 namespace {
@@ -90,9 +80,21 @@ void products_scalar(const std::int8_t* a, const std::int8_t* b, std::uint64_t r
   }
 }
 
+std::uint64_t list_bits_scalar(const std::uint32_t* order, const std::uint8_t* bits, std::uint64_t groups, std::uint32_t* listed) noexcept {
+  std::uint32_t* next = listed;
+  for (std::uint64_t g = 0; g < groups; g += 8, order += 64) {
+    std::uint64_t left = 0;
+    for (int i = 7; i >= 0; --i) left = left << 8 | bits[g + static_cast<std::uint64_t>(i)];
+    for (; left != 0; left &= left - 1) *next++ = order[lowest_bit(left)];
+  }
+  return static_cast<std::uint64_t>(next - listed);
+}
+
 constexpr Kernels kScalar = {{add_entries_scalar<Single>, add_entries_scalar<Half>, add_entries_scalar<Bfloat16>},
                              {add_sums_scalar<Single>, add_sums_scalar<Half>, add_sums_scalar<Bfloat16>},
-                             products_scalar};
+                             products_scalar,
+                             eights_scalar,
+                             list_bits_scalar};
 
 #if defined(EDGEEDIT_AVX2) || defined(EDGEEDIT_NEON)
 
@@ -134,6 +136,60 @@ struct Eight {
   }
 };
 
+// The set bits of every byte, lowest first, one in each byte.
+struct Positions {
+  std::uint64_t of[256];
+};
+
+constexpr Positions make_positions() noexcept {
+  Positions positions{};
+  for (std::uint32_t byte = 0; byte < 256; ++byte) {
+    int found = 0;
+    for (std::uint64_t k = 0; k < 8; ++k) {
+      if ((byte >> k & 1U) != 0) positions.of[byte] |= k << (8 * found++);
+    }
+  }
+  return positions;
+}
+
+constexpr Positions kPositions = make_positions();
+
+// Every group writes eight numbers, of which the next overwrites what was too many; so there is no branch on the bits.
+EDGEEDIT_WIDE std::uint64_t list_bits_wide(const std::uint32_t* order, const std::uint8_t* bits, std::uint64_t groups,
+                                           std::uint32_t* listed) noexcept {
+  std::uint32_t* next = listed;
+  for (std::uint64_t g = 0; g < groups; ++g) {
+    const __m256i eight = _mm256_loadu_si256(static_cast<const __m256i*>(static_cast<const void*>(order + 8 * g)));
+    const __m128i places = _mm_loadl_epi64(static_cast<const __m128i*>(static_cast<const void*>(&kPositions.of[bits[g]])));
+    _mm256_storeu_si256(static_cast<__m256i*>(static_cast<void*>(next)), _mm256_permutevar8x32_epi32(eight, _mm256_cvtepu8_epi32(places)));
+    next += _mm_popcnt_u32(bits[g]);
+  }
+  return static_cast<std::uint64_t>(next - listed);
+}
+
+// Adds eight entries; the same column may come more than once with the same q.
+EDGEEDIT_WIDE EDGEEDIT_INLINE __m128i add_eight(const std::uint16_t* from, std::uint16_t* to, const std::uint32_t* c, const std::int16_t* q,
+                                                __m256 step) noexcept {
+  __m128i halves = _mm_cvtsi32_si128(from[c[0]]);
+  halves = _mm_insert_epi16(halves, from[c[1]], 1);
+  halves = _mm_insert_epi16(halves, from[c[2]], 2);
+  halves = _mm_insert_epi16(halves, from[c[3]], 3);
+  halves = _mm_insert_epi16(halves, from[c[4]], 4);
+  halves = _mm_insert_epi16(halves, from[c[5]], 5);
+  halves = _mm_insert_epi16(halves, from[c[6]], 6);
+  halves = _mm_insert_epi16(halves, from[c[7]], 7);
+  const __m128i made = Eight::add(halves, Eight::steps(q, step));
+  to[c[0]] = static_cast<std::uint16_t>(_mm_extract_epi16(made, 0));
+  to[c[1]] = static_cast<std::uint16_t>(_mm_extract_epi16(made, 1));
+  to[c[2]] = static_cast<std::uint16_t>(_mm_extract_epi16(made, 2));
+  to[c[3]] = static_cast<std::uint16_t>(_mm_extract_epi16(made, 3));
+  to[c[4]] = static_cast<std::uint16_t>(_mm_extract_epi16(made, 4));
+  to[c[5]] = static_cast<std::uint16_t>(_mm_extract_epi16(made, 5));
+  to[c[6]] = static_cast<std::uint16_t>(_mm_extract_epi16(made, 6));
+  to[c[7]] = static_cast<std::uint16_t>(_mm_extract_epi16(made, 7));
+  return Eight::wild(made);
+}
+
 EDGEEDIT_WIDE bool add_entries_half(const void* old, void* out, const std::uint32_t* columns, const std::int16_t* q, std::uint64_t length,
                                     float step) noexcept {
   const auto* const from = static_cast<const std::uint16_t*>(old);
@@ -141,29 +197,17 @@ EDGEEDIT_WIDE bool add_entries_half(const void* old, void* out, const std::uint3
   const __m256 wide_step = _mm256_set1_ps(step);
   __m128i wild = _mm_setzero_si128();
   std::uint64_t n = 0;
-  for (; n + 8 <= length; n += 8) {
-    const std::uint32_t* const c = columns + n;
-    __m128i halves = _mm_cvtsi32_si128(from[c[0]]);
-    halves = _mm_insert_epi16(halves, from[c[1]], 1);
-    halves = _mm_insert_epi16(halves, from[c[2]], 2);
-    halves = _mm_insert_epi16(halves, from[c[3]], 3);
-    halves = _mm_insert_epi16(halves, from[c[4]], 4);
-    halves = _mm_insert_epi16(halves, from[c[5]], 5);
-    halves = _mm_insert_epi16(halves, from[c[6]], 6);
-    halves = _mm_insert_epi16(halves, from[c[7]], 7);
-    const __m128i made = Eight::add(halves, Eight::steps(q + n, wide_step));
-    wild = _mm_or_si128(wild, Eight::wild(made));
-    to[c[0]] = static_cast<std::uint16_t>(_mm_extract_epi16(made, 0));
-    to[c[1]] = static_cast<std::uint16_t>(_mm_extract_epi16(made, 1));
-    to[c[2]] = static_cast<std::uint16_t>(_mm_extract_epi16(made, 2));
-    to[c[3]] = static_cast<std::uint16_t>(_mm_extract_epi16(made, 3));
-    to[c[4]] = static_cast<std::uint16_t>(_mm_extract_epi16(made, 4));
-    to[c[5]] = static_cast<std::uint16_t>(_mm_extract_epi16(made, 5));
-    to[c[6]] = static_cast<std::uint16_t>(_mm_extract_epi16(made, 6));
-    to[c[7]] = static_cast<std::uint16_t>(_mm_extract_epi16(made, 7));
+  for (; n + 8 <= length; n += 8) wild = _mm_or_si128(wild, add_eight(from, to, columns + n, q + n, wide_step));
+  if (n < length) {  // the last entry fills the eight up
+    std::uint32_t rest[8];
+    std::int16_t steps[8];
+    for (std::uint64_t k = 0; k < 8; ++k) {
+      rest[k] = columns[n + k < length ? n + k : length - 1];
+      steps[k] = q[n + k < length ? n + k : length - 1];
+    }
+    wild = _mm_or_si128(wild, add_eight(from, to, rest, steps, wide_step));
   }
-  const bool fine = _mm_movemask_epi8(wild) == 0;
-  return add_entries_scalar<Half>(old, out, columns + n, q + n, length - n, step) && fine;
+  return _mm_movemask_epi8(wild) == 0;
 }
 
 EDGEEDIT_WIDE bool add_sums_half(const void* old, void* out, std::uint64_t length, const std::int16_t* q, float step, const std::int32_t* sums,
@@ -188,11 +232,13 @@ EDGEEDIT_WIDE bool add_sums_half(const void* old, void* out, std::uint64_t lengt
 
 bool offered() noexcept {
   unsigned int a = 0, b = 0, c = 0, d = 0;
-  const bool f16c = __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & (1U << 29)) != 0;
-  return f16c && __builtin_cpu_supports("avx2");  // asks the system too whether it saves the wide registers
+  const bool fine = __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & (1U << 29)) != 0 && (c & (1U << 23)) != 0;  // F16C, POPCNT
+  return fine && __builtin_cpu_supports("avx2");  // asks the system too whether it saves the wide registers
 }
 
 #elif defined(EDGEEDIT_NEON)
+
+constexpr auto list_bits_wide = list_bits_scalar;
 
 // Every aarch64 processor converts between half and single precision; FPCR is 0 here, so nothing is flushed.
 EDGEEDIT_INLINE float32x4_t wide_steps(int16x4_t q, float step) noexcept { return vmulq_n_f32(vcvtq_f32_s32(vmovl_s16(q)), step); }
@@ -250,7 +296,9 @@ bool offered() noexcept { return true; }
 #if defined(EDGEEDIT_AVX2) || defined(EDGEEDIT_NEON)
 constexpr Kernels kWide = {{add_entries_wide<Single>, add_entries_half, add_entries_wide<Bfloat16>},
                            {add_sums_wide<Single>, add_sums_half, add_sums_wide<Bfloat16>},
-                           products_wide};
+                           products_wide,
+                           eights_wide,
+                           list_bits_wide};
 #else
 constexpr Kernels kWide = kScalar;
 bool offered() noexcept { return false; }

@@ -18,9 +18,21 @@ constexpr std::uint32_t kLow = std::uint32_t{1} << 16;
 constexpr int kClasses = 33;
 constexpr std::uint32_t kMaxLanes = 8;
 
-// One slot of a table: symbol (8 bits), frequency - 1 (12 bits), offset inside the symbol (12 bits).
-inline std::uint32_t slot(std::uint32_t symbol, std::uint32_t frequency, std::uint32_t offset) noexcept {
-  return symbol | ((frequency - 1) << 8) | (offset << 20);
+// One slot of a table: symbol (8 bits), frequency - 1 (12 bits), first slot of the symbol (12 bits).
+inline std::uint32_t slot(std::uint32_t symbol, std::uint32_t frequency, std::uint32_t start) noexcept {
+  return symbol | ((frequency - 1) << 8) | (start << 20);
+}
+
+// Tables lie in one array of slots.  A table's reach says where: its position from bit 12 up and, below, how many of its first slots are held as one
+// (their number less one), as they are all of one symbol.  Reach 0 is a table at the start of which nothing is left out.
+inline std::uint32_t place_of(std::uint32_t reach, std::uint32_t at) noexcept {
+  const std::uint32_t skipped = reach & (kTotal - 1);
+  return (reach >> 12) + (at > skipped ? at - skipped : 0U);
+}
+
+// The state after a symbol, before a word is read.
+inline std::uint32_t moved(std::uint32_t state, std::uint32_t found) noexcept {
+  return (((found >> 8) & 0xFFFU) + 1) * (state >> 12) + (state & (kTotal - 1)) - (found >> 20);
 }
 
 inline std::uint32_t bit_count(std::uint32_t byte) noexcept {
@@ -35,103 +47,54 @@ struct Place {
   std::uint16_t frequency;
 };
 
-// The 33 mask tables, made once from the frozen integers and constant afterwards.
+constexpr std::size_t mask_slots() noexcept {
+  std::size_t sum = 0;
+  for (int m = 0; m < kClasses; ++m) sum += kTotal - kClassTables[m].frequency[0] + std::size_t{1};
+  return sum;
+}
+
+// The 33 mask tables, made once from the frozen integers and constant afterwards.  Byte 0 has the first slots of each, in most nearly all, and is
+// held once: whole tables would be 528 KiB, more than the second cache of many processors; so they are 210, and those of one matrix less.
 struct MaskTables {
-  std::uint32_t slots[kClasses][kTotal];
-  Place places[kClasses][256];
+  std::uint32_t slots[mask_slots()];
+  std::uint32_t reach[kClasses];
+  Place places[kClasses][256];  // for the encoder
 };
 const MaskTables& mask_tables() noexcept;
+
+// The states of a stream of eight lanes in the order of their turns, and the words that are left.
+struct Lanes {
+  std::uint32_t states[kMaxLanes];
+  const std::uint8_t* next;
+  const std::uint8_t* end;
+};
+
+// Reads symbols in whole eights, at most `count`, while the words that eight symbols can need are there, and returns how many it read.  Symbol n is
+// read by the table of reach[n]; without `reach` all by the one at the start of `slots`.
+using Eights = std::uint64_t (*)(Lanes& lanes, const std::uint32_t* slots, const std::uint32_t* reach, std::uint64_t count,
+                                 std::uint8_t* out) noexcept;
+std::uint64_t eights_scalar(Lanes& lanes, const std::uint32_t* slots, const std::uint32_t* reach, std::uint64_t count, std::uint8_t* out) noexcept;
+std::uint64_t eights_wide(Lanes& lanes, const std::uint32_t* slots, const std::uint32_t* reach, std::uint64_t count, std::uint8_t* out) noexcept;
 
 class RansReader {
  public:
   // `data` holds 4 * lanes bytes of states and then words; false when that is impossible.
-  bool open(const std::uint8_t* data, std::uint64_t size, std::uint32_t lanes) noexcept {
-    if (size < std::uint64_t{4} * lanes || (size - std::uint64_t{4} * lanes) % 2 != 0) return false;
-    lanes_ = lanes;
-    for (std::uint32_t i = 0; i < lanes; ++i) {
-      const std::uint8_t* at = data + 4 * i;
-      states_[i] = static_cast<std::uint32_t>(at[0]) | static_cast<std::uint32_t>(at[1]) << 8 | static_cast<std::uint32_t>(at[2]) << 16 |
-                   static_cast<std::uint32_t>(at[3]) << 24;
-      if (states_[i] < kLow) return false;
-    }
-    next_ = data + 4 * lanes;
-    end_ = data + size;
-    return true;
-  }
+  bool open(const std::uint8_t* data, std::uint64_t size, std::uint32_t lanes) noexcept;
 
-  // The next symbol by a table of 4096 slots.  Behind the end of the words zeros are read and `whole` gives false.
-  std::uint32_t get(const std::uint32_t* slots) noexcept {
-    std::uint32_t& state = states_[number_++ & (lanes_ - 1)];
-    const std::uint32_t found = slots[state & (kTotal - 1)];
-    state = (((found >> 8) & 0xFFFU) + 1) * (state >> 12) + (found >> 20);
-    if (state < kLow) {
-      std::uint32_t word = 0;
-      if (next_ != end_) {
-        word = static_cast<std::uint32_t>(next_[0]) | static_cast<std::uint32_t>(next_[1]) << 8;
-        next_ += 2;
-      } else {
-        short_ = true;
-      }
-      state = state << 16 | word;
-    }
-    return found & 0xFFU;
-  }
-
-  // `count` symbols, the n-th by table `table(n)`: the same as that many calls of `get`.  Eight lanes are kept in registers, without a
-  // branch on data, so that their chains of multiply and load overlap; one vector of eight would wait for its slowest lane each time.
-  template <class Table>
-  void get_many(const Table& table, std::uint64_t count, std::uint8_t* __restrict out) noexcept {
-    std::uint64_t n = 0;
-    if (lanes_ == kMaxLanes) {
-      for (; n < count && number_ % kMaxLanes != 0; ++n) out[n] = static_cast<std::uint8_t>(get(table(n)));
-      n += eights(table, n, count, out);
-    }
-    for (; n < count; ++n) out[n] = static_cast<std::uint8_t>(get(table(n)));
-  }
+  // `count` symbols, the n-th by the table of reach[n], or all by the one at the start of `slots`.  Behind the end of the words zeros are read
+  // and `whole` gives false.
+  void get_many(const std::uint32_t* slots, const std::uint32_t* reach, std::uint64_t count, std::uint8_t* out) noexcept;
 
   // True when exactly the whole stream was read.
-  bool whole() const noexcept {
-    bool fine = !short_ && next_ == end_;
-    for (std::uint32_t i = 0; i < lanes_; ++i) fine &= states_[i] == kLow;
-    return fine;
-  }
+  bool whole() const noexcept;
 
  private:
-  // Symbols first.. in whole eights, while the words that eight symbols can need are there; returns how many it read.
-  template <class Table>
-  std::uint64_t eights(const Table& table, std::uint64_t first, std::uint64_t count, std::uint8_t* __restrict out) noexcept {
-    std::uint32_t s0 = states_[0], s1 = states_[1], s2 = states_[2], s3 = states_[3];
-    std::uint32_t s4 = states_[4], s5 = states_[5], s6 = states_[6], s7 = states_[7];
-    const std::uint8_t* next = next_;
-    const auto step = [&next](std::uint32_t& state, const std::uint32_t* slots) noexcept {
-      const std::uint32_t found = slots[state & (kTotal - 1)];
-      const std::uint32_t moved = (((found >> 8) & 0xFFFU) + 1) * (state >> 12) + (found >> 20);
-      const std::uint32_t word = static_cast<std::uint32_t>(next[0]) | static_cast<std::uint32_t>(next[1]) << 8;
-      const std::uint32_t low = moved < kLow ? 1U : 0U;
-      state = low != 0 ? moved << 16 | word : moved;
-      next += 2 * low;
-      return static_cast<std::uint8_t>(found);
-    };
-    std::uint64_t n = first;
-    for (; count - n >= kMaxLanes && end_ - next >= 2 * static_cast<std::ptrdiff_t>(kMaxLanes); n += kMaxLanes) {
-      out[n] = step(s0, table(n));
-      out[n + 1] = step(s1, table(n + 1));
-      out[n + 2] = step(s2, table(n + 2));
-      out[n + 3] = step(s3, table(n + 3));
-      out[n + 4] = step(s4, table(n + 4));
-      out[n + 5] = step(s5, table(n + 5));
-      out[n + 6] = step(s6, table(n + 6));
-      out[n + 7] = step(s7, table(n + 7));
-    }
-    const std::uint32_t states[kMaxLanes] = {s0, s1, s2, s3, s4, s5, s6, s7};
-    for (std::uint32_t i = 0; i < kMaxLanes; ++i) states_[i] = states[i];
-    next_ = next;
-    return n - first;
-  }
+  std::uint8_t get(const std::uint32_t* slots, std::uint32_t reach) noexcept;
+  std::uint64_t get_eights(const std::uint32_t* slots, const std::uint32_t* reach, std::uint64_t count, std::uint8_t* out) noexcept;
 
   std::uint32_t states_[kMaxLanes] = {};
   std::uint32_t lanes_ = 1;
-  std::uint64_t number_ = 0;
+  std::uint32_t turn_ = 0;  // the lane of the next symbol
   const std::uint8_t* next_ = nullptr;
   const std::uint8_t* end_ = nullptr;
   bool short_ = false;
