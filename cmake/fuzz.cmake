@@ -19,7 +19,7 @@ add_library(edgeedit_fuzzed OBJECT ${fuzz_core} ${fuzz_native}/json.cc ${fuzz_na
   ${fuzz_native}/container.cc ${fuzz_native}/sections.cc)
 target_include_directories(edgeedit_fuzzed PUBLIC ${fuzz_native} edgeedit/codec/core ${ZLIB_INCLUDE_DIRS} ${OPENSSL_INCLUDE_DIR})
 target_compile_options(edgeedit_fuzzed PRIVATE -O1 -g -ffp-contract=off ${instrument})
-foreach(target json manifest container sparse dense low_rank exact apply)
+foreach(target json manifest container sparse dense low_rank exact tensor apply)
   add_executable(fuzz_${target} tests/fuzz/fuzz_${target}.cc $<TARGET_OBJECTS:edgeedit_fuzzed>)
   if(NOT EDGEEDIT_FUZZ)
     target_sources(fuzz_${target} PRIVATE tests/fuzz/replay_main.cc)

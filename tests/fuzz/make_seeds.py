@@ -10,6 +10,7 @@ import json
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 GOLDEN = HERE.parent / "golden"
@@ -25,9 +26,9 @@ def _save(target: str, data: bytes) -> None:
     (folder / hashlib.sha256(data).hexdigest()[:16]).write_bytes(data)
 
 
-def _sections(manifest: dict[str, object], payload: bytes) -> None:
-    table = {row["name"]: payload[row["offset"] : row["offset"] + row["length"]] for row in manifest["sections"]}  # type: ignore[attr-defined]
-    for row in manifest["tensors"]:  # type: ignore[attr-defined]
+def _sections(manifest: dict[str, Any], payload: bytes) -> None:
+    table = {row["name"]: payload[row["offset"] : row["offset"] + row["length"]] for row in manifest["sections"]}
+    for row in manifest["tensors"]:
         shape = row["shape"] if len(row["shape"]) == 2 else [1, row["shape"][0]]
         dtype = DTYPES[row["dtype"]]
         if tuple(shape) == LANES:
@@ -39,6 +40,15 @@ def _sections(manifest: dict[str, object], payload: bytes) -> None:
         for kind in ("sparse", "low_rank", "exact"):
             if kind in row:
                 _save(kind, bytes([shape[0] - 1, shape[1] - 1, dtype]) + table[row[kind]])
+        if dtype != DTYPES["int8"]:
+            _save("tensor", _whole(row, shape, dtype, table))
+
+
+def _whole(row: dict[str, Any], shape: list[int], dtype: int, table: dict[str, bytes]) -> bytes:
+    """All sections of a tensor, as fuzz_tensor.cc takes them."""
+    kinds = sum(bit for kind, bit in (("sparse", 0x10), ("dense", 0x20), ("low_rank", 0x40), ("exact", 0x80)) if kind in row)
+    first, second, third = (table[row[kind]] if kind in row else b"" for kind in ("dense" if kinds & 0x20 else "sparse", "low_rank", "exact"))
+    return bytes([shape[0] - 1, shape[1] - 1, dtype | kinds]) + struct.pack("<HH", len(first), len(second)) + first + second + third
 
 
 def main() -> None:

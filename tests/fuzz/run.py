@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-TARGETS = ("json", "manifest", "container", "sparse", "dense", "low_rank", "exact", "apply")
+TARGETS = ("json", "manifest", "container", "sparse", "dense", "low_rank", "exact", "tensor", "apply")
 
 
 def run_target(build: Path, target: str, runs: int) -> dict[str, Any]:

@@ -233,7 +233,7 @@ def test_the_limits_are_those_of_python() -> None:
     assert set(re.findall(r'"([0-9a-f]{64})"', keys)) == TEST_KEY_IDS
 
 
-@pytest.mark.parametrize("target", ["json", "manifest", "container", "sparse", "dense", "low_rank", "exact", "apply"])
+@pytest.mark.parametrize("target", ["json", "manifest", "container", "sparse", "dense", "low_rank", "exact", "tensor", "apply"])
 def test_the_fuzz_corpora_replay_under_the_sanitizers(target: str, replay: Path) -> None:
     seeds = sorted((ROOT / "tests" / "fuzz" / "corpus" / target).iterdir())
     assert seeds
