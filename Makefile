@@ -168,6 +168,7 @@ bench-patch: $(VENV)/.installed $(VENV)/.assets
 	$(BIN)/pip install -q $(CONSTRAINTS) -e '.[bench]' --no-build-isolation
 	$(BIN)/python benchmarks/patch_edits.py
 	$(BIN)/python benchmarks/patch_size.py --json benchmarks/results/patch_size.json
+	$(BIN)/python benchmarks/patch_table.py
 	$(BIN)/python benchmarks/patch_speed.py --json benchmarks/results/patch_speed.json
 
 pytest: $(VENV)/.installed $(VENV)/.assets $(GOOSEBIT)/.installed

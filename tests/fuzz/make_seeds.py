@@ -47,7 +47,9 @@ def _sections(manifest: dict[str, Any], payload: bytes) -> None:
 def _whole(row: dict[str, Any], shape: list[int], dtype: int, table: dict[str, bytes]) -> bytes:
     """All sections of a tensor, as fuzz_tensor.cc takes them."""
     kinds = sum(bit for kind, bit in (("sparse", 0x10), ("dense", 0x20), ("low_rank", 0x40), ("exact", 0x80)) if kind in row)
-    first, second, third = (table[row[kind]] if kind in row else b"" for kind in ("dense" if kinds & 0x20 else "sparse", "low_rank", "exact"))
+    first, second, third = (
+        table[row[kind]] if kind in row else b"" for kind in ("dense" if kinds & 0x20 else "sparse", "low_rank", "exact")
+    )
     return bytes([shape[0] - 1, shape[1] - 1, dtype | kinds]) + struct.pack("<HH", len(first), len(second)) + first + second + third
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -105,3 +106,13 @@ def test_a_tiny_case_goes_through_patch_and_target(load: Any, tmp_path: Path) ->
     row = size.own_figures(made)
     assert row["ours"] == made.eep.stat().st_size
     assert "bitmap + int8 + zstd" in size.table(row)
+
+
+def test_the_readme_holds_the_recorded_sizes(load: Any) -> None:
+    table = load("patch_table")
+    page, record = table.PAGE.read_text("utf-8"), json.loads(table.RECORD.read_text("utf-8"))
+    assert table.page_with_table(page, record) == page, "run python benchmarks/patch_table.py"
+    record["rows"][0]["ours"] += 1
+    assert table.page_with_table(page, record) != page
+    with pytest.raises(ValueError, match="no place"):
+        table.page_with_table("no marks", record)
