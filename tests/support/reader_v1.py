@@ -70,6 +70,16 @@ def apply(tensor: dict[str, Any], old: bytes) -> bytes:
     return new.tobytes()
 
 
+def fingerprint(tensors: list[tuple[str, str, tuple[int, ...], str]]) -> str:
+    """Of (name, dtype, shape, digest) of every deployed tensor, in any order (FORMAT 4)."""
+    made = []
+    for name, dtype, shape, digest in sorted(tensors):
+        units = struct.iter_unpack("<H", name.encode("utf-16-le"))
+        text = "".join("\\" + chr(u) if chr(u) in '"\\' else chr(u) if u < 0x80 else f"\\u{u:04x}" for (u,) in units)
+        made.append(f'["{text}","{dtype}",[{",".join(map(str, shape))}],"{digest}"]')
+    return hashlib.sha256(f"[{','.join(made)}]".encode("ascii")).hexdigest()
+
+
 def _bfloat16(single: Any) -> Any:
     """Of the two neighbours with 16 zero bits behind, the nearer one; of two equally near ones the even one."""
     toward_zero = single.view("<u4") & np.uint32(0xFFFF0000)

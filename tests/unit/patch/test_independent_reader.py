@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from edgeedit.bundle import DTYPES
 from edgeedit.codec.probes import round_probes
 from edgeedit.delta import ExactPart, LowRankPart, SparsePart, TensorDelta
+from edgeedit.digest import TensorDigest, fingerprint
 from edgeedit.errors import IntegrityError
 from edgeedit.patch.keys import public_half
 from edgeedit.patch.read import Patch, read_unverified
@@ -147,3 +148,10 @@ def test_frozen_patches(second: ModuleType, path: Path) -> None:
     raw = {key.key_id: key.raw for key in GOLDEN_TRUST}
     for key_id, signature in other["slots"]:
         Ed25519PublicKey.from_public_bytes(raw[key_id]).verify(signature, other["message"])
+
+
+def test_the_fingerprint_is_what_the_page_says(second: ModuleType) -> None:
+    names = ['a"b\\', "größe", "\U0001f600", "\ufffd", "z/.", "a", "\x80"]
+    rows = [(name, "float16", (n + 1,) * (n % 3 + 1), f"{n:064x}") for n, name in enumerate(names)]
+    assert second.fingerprint(rows) == second.fingerprint(rows[::-1]) == fingerprint(TensorDigest(*row) for row in rows)
+    assert second.fingerprint(rows[1:]) != second.fingerprint(rows)
