@@ -113,6 +113,8 @@ test-wheel: wheel $(GOOSEBIT)/.installed
 	rm -rf .venv-bare .venv-wheel
 	$(PYTHON) -m venv .venv-bare && .venv-bare/bin/pip install -q $(CONSTRAINTS) build/dist/edgeedit-*.whl
 	cd / && $(CURDIR)/.venv-bare/bin/python $(CURDIR)/tests/arch/bare_environment.py
+	.venv-bare/bin/pip install -q $(CONSTRAINTS) "$$(echo build/dist/edgeedit-*.whl)[ota]"
+	cd / && $(CURDIR)/.venv-bare/bin/python $(CURDIR)/tests/arch/bare_environment.py ota
 	$(PYTHON) -m venv .venv-wheel && .venv-wheel/bin/pip install -q --no-deps build/dist/edgeedit-*.whl
 	@# The libraries come from the development environment; a nested .pth is not read, so its editable edgeedit stays out.
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_paths()['purelib'])" > .venv-wheel/lib/$$(ls .venv-wheel/lib)/site-packages/libraries.pth

@@ -72,7 +72,7 @@ class Player:
         cache = world.folder / name
         config = Config(world.source, cache, world.root, SITE, camera.device, camera.running, refused=camera.refused)
         offer = poll(config, camera, time.time(), self.web)
-        if offer is None:
+        if offer is None or offer.action == "decline":
             return "nothing"
         patch, told = offer.rollout.patch.sha256, offer.rollout.release
         if offer.action == "return":

@@ -24,9 +24,11 @@ from edgeedit.device.state import Generation
 from edgeedit.device.store import Store
 from edgeedit.errors import EdgeEditError, IntegrityError, MismatchError, RefusedError, UnreachableError
 from edgeedit.files import FileOctets
+from edgeedit.ota.client.link import RejectedError
 
 LOCK, DOWNLOADS = "agent.lock", "downloads"
 MAX_SENT = 64  # receipts in one delivery
+AGAIN, AGAIN_SECONDS = "receipts-again", 86_400  # the floor that says when receipts that were set aside were tried last; a day
 JITTER = 0.2  # share of the interval by which polls are spread, so that a fleet does not poll in step
 MAX_INTERVAL = 3600.0  # seconds between polls while the source stays unreachable
 _LOG = logging.getLogger(__name__)
@@ -34,7 +36,8 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Order:
-    """What the source wants of this device: `action` install or return; `patch` is the digest; `to` the fingerprint to return to."""
+    """What the source wants of this device: `action` install, return or decline; `patch` is the digest; `to` the fingerprint to return
+    to."""
 
     action: str
     release: str
@@ -142,6 +145,8 @@ class Agent:
         order = self._source.poll(self._situation(head, trial), store.floors, time.time())
         if order is None:
             return Report("nothing")
+        if order.action == "decline":
+            return self._decline(order)
         if order.action == "return":
             now = store.withdraw(order.patch, to=order.to, sequence=order.sequence, reason=order.reason)
             store.collect()
@@ -182,20 +187,46 @@ class Agent:
         _clear(folder)
         return Report("staged", order.release, generation.id)
 
+    def _decline(self, order: Order) -> Report:
+        """The patch failed here before; whoever released it again hears of it, or this device would be silent in that release."""
+        receipts, why = self._store.receipts, self._store.failures().get(order.patch) or "it failed here before"
+        if not receipts.said(order.release, "reverted", order.patch):
+            receipts.note(order.release, "reverted", order.patch, reason=why)
+        return Report("nothing", order.release, 0, f"not tried again: {why}")
+
     def _tell(self) -> tuple[int, str]:
-        """Deliver what waits: how many, and why it ended early; a failure never loses a receipt and never stops the agent."""
-        told = 0
+        """Deliver what waits: how many, and why it ended early; a failure never loses a receipt and never stops the agent.
+
+        Receipts that the other end rejects are sent in halves, so that the others pass, and what is rejected alone is set aside."""
+        told, size, said = 0, MAX_SENT, ""
         if self._deliver is None:
             return 0, ""
+        receipts = self._store.receipts
+        self._try_again()
         try:
-            while waiting := self._store.receipts.waiting(MAX_SENT):
-                self._deliver(waiting)
-                self._store.receipts.done([receipt.sequence for receipt in waiting])
+            while waiting := receipts.waiting(size):
+                try:
+                    self._deliver(waiting)
+                except RejectedError as error:
+                    size = max(1, len(waiting) // 2)
+                    if len(waiting) == 1:
+                        said, size = f"receipt {waiting[0].sequence} is set aside: {error.message}", MAX_SENT
+                        receipts.set_aside(waiting[0].sequence)
+                        self._store.floors.raise_floors({AGAIN: int(time.time())})
+                    continue
+                receipts.done([receipt.sequence for receipt in waiting])
                 told += len(waiting)
         except EdgeEditError as error:
-            _LOG.warning("receipts wait: %s", error.message)
-            return told, error.message
-        return told, ""
+            said = error.message
+        if said:
+            _LOG.warning("receipts wait: %s", said)
+        return told, said
+
+    def _try_again(self) -> None:
+        """Once a day what was set aside is sent once more: the receiver may have been mended."""
+        floors, receipts, now = self._store.floors, self._store.receipts, int(time.time())
+        if receipts.aside() and now >= floors.floor(AGAIN) + AGAIN_SECONDS:
+            receipts.again()
 
 
 def _asked(interval: float | Callable[[], float]) -> float:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from edgeedit.device import state
 
+_ASIDE = 2  # `sent` of a receipt that the other end rejected; 0 waits, 1 arrived
+
 
 @dataclass(frozen=True)
 class QueuedReceipt:
@@ -53,6 +55,27 @@ class StoreReceipts:
             columns = "id, release, state, patch, generation, reason, time"
             rows = db.execute(f"SELECT {columns} FROM receipt WHERE sent = 0 ORDER BY id LIMIT ?", (limit,)).fetchall()  # noqa: S608 - constant
         return [QueuedReceipt(row[0], device, *row[1:]) for row in rows]
+
+    def said(self, release: str, state_word: str, patch: str) -> bool:
+        """Whether the release's receipts, sent or not, say this already."""
+        query = "SELECT 1 FROM receipt WHERE release = ? AND state = ? AND patch = ? LIMIT 1"
+        with state.transaction(self._path, write=False) as db:
+            return db.execute(query, (release, state_word, patch)).fetchone() is not None
+
+    def set_aside(self, sequence: int) -> None:
+        """Keep a receipt that the other end rejects, and do not send it for now."""
+        with state.transaction(self._path, write=True) as db:
+            db.execute("UPDATE receipt SET sent = ? WHERE id = ? AND sent = 0", (_ASIDE, sequence))
+
+    def aside(self) -> int:
+        """How many were set aside."""
+        with state.transaction(self._path, write=False) as db:
+            return int(db.execute("SELECT COUNT(*) FROM receipt WHERE sent = ?", (_ASIDE,)).fetchone()[0])
+
+    def again(self) -> None:
+        """Let those that were set aside wait to be sent once more."""
+        with state.transaction(self._path, write=True) as db:
+            db.execute("UPDATE receipt SET sent = 0 WHERE sent = ?", (_ASIDE,))
 
     def done(self, sequences: Sequence[int]) -> None:
         """Mark as acknowledged; unknown numbers change nothing."""

@@ -15,9 +15,10 @@ from tuf.api.metadata import TargetFile
 from update_repository import NEXT, NOW, PROFILE, SITE, Repository, make_rollout
 from update_victim import ML, PATCH, RELEASE, Victim
 
-from edgeedit.errors import EdgeEditError, IntegrityError
+from edgeedit.errors import EdgeEditError, IntegrityError, MismatchError
 from edgeedit.limits import MAX_ROLLOUT_BYTES, MAX_ROLLOUTS
 from edgeedit.ota.client.rollout import PatchTarget, encode_rollout, parse_rollout, patch_path
+from edgeedit.ota.client.session import fetch
 
 EVIL = b"evil" * 2560
 STAMPED = ("timestamp.json", "snapshot.json")
@@ -114,7 +115,11 @@ def test_a_release_moved_to_another_base(victim: Victim) -> None:
 
 def test_a_patch_that_failed_here_comes_again_under_another_release(victim: Victim) -> None:
     victim.repository.add_rollout(replace(victim.rollout, release="r2", sequence=2))
-    victim.ignores(refused=frozenset({victim.rollout.patch.sha256}))
+    offer = victim.poll(refused=frozenset({victim.rollout.patch.sha256}))
+    assert offer is not None and (offer.action, offer.rollout.release) == ("decline", "r2")
+    with pytest.raises(MismatchError, match="nothing to fetch"):
+        fetch(offer, victim.new)
+    assert not victim.new.exists()
 
 
 def test_a_release_whose_patch_is_of_another_profile(victim: Victim) -> None:

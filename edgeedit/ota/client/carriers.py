@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -18,7 +18,7 @@ import urllib3
 from edgeedit.digest import digest_bytes
 from edgeedit.errors import InputError, IntegrityError, RefusedError, UnreachableError
 from edgeedit.files import replace_file
-from edgeedit.ota.client.link import Link
+from edgeedit.ota.client.link import Link, Pace, RejectedError
 from edgeedit.ota.client.receipts import ReceiptQueue
 from edgeedit.ota.client.web import make_pool
 
@@ -28,6 +28,8 @@ TOPIC = "edgeedit/{site}/receipts/{device}"
 SUFFIX = ".receipt"
 _MQTT_PORT, _MQTTS_PORT = 1883, 8883
 _MAX_ANSWER = 64 * 1024  # bytes
+_PIECE = 1024  # bytes of a body between two looks at the speed
+_NEVER = (400, 413, 414, 415, 422, 431)  # what is sent is at fault, not the moment or the address
 _HINT = "the receipts stay queued; try again later"
 
 
@@ -57,21 +59,22 @@ def open_carrier(place: str, link: Link, *, site: str, device: str) -> Carrier:
 
 def post(base: str, batch: Sequence[bytes], *, link: Link, pool: urllib3.PoolManager | None = None) -> None:
     """POST one envelope a line to `base/receipts`, over `pool` (which stays open) where there is one.  The answer must account for every
-    receipt, so that a captive portal that answers 200 to everything is not taken for the receiver.
+    receipt, so that a captive portal that answers 200 to everything is not taken for the receiver.  Both ways keep to the link's speeds.
 
-    Raises UnreachableError (exit 8) or IntegrityError (exit 5)."""
+    Raises UnreachableError (exit 8), IntegrityError (exit 5), or RejectedError (exit 6) when the receiver will never take this batch."""
     kept, pool = pool is not None, pool or make_pool(link)
-    url = f"{base.rstrip('/')}/receipts"
+    url, data = f"{base.rstrip('/')}/receipts", b"\n".join(batch)
     try:
-        headers = {"Content-Type": "application/x-ndjson"}
-        answer = pool.request("POST", url, body=b"\n".join(batch), headers=headers, preload_content=False, redirect=False)
-        body = answer.read(_MAX_ANSWER)
-        answer.close()
+        headers = {"Content-Type": "application/x-ndjson", "Content-Length": str(len(data))}
+        answer = pool.request("POST", url, body=_paced(data, link), headers=headers, preload_content=False, redirect=False)
+        body = _read(answer, link)
     except (urllib3.exceptions.HTTPError, OSError) as error:
         raise UnreachableError(f"cannot send receipts to {url}: {type(error).__name__}", hint=_HINT) from error
     finally:
         if not kept:
             pool.clear()
+    if answer.status in _NEVER:
+        raise RejectedError(f"receiver rejects {len(batch)} receipts: got HTTP {answer.status}", hint="send fewer, or look at its log")
     if answer.status != 200:
         raise UnreachableError(f"cannot send receipts to {url}: got HTTP {answer.status}", hint=_HINT)
     try:
@@ -81,6 +84,27 @@ def post(base: str, batch: Sequence[bytes], *, link: Link, pool: urllib3.PoolMan
         raise IntegrityError(f"{url} is no receiver of receipts: expected its counts, got something else", hint=_HINT) from error
     if settled != len(batch):
         raise IntegrityError(f"receiver lost receipts: expected an answer for {len(batch)}, got {settled}", hint=_HINT)
+
+
+def _paced(data: bytes, link: Link) -> Iterator[bytes]:
+    """The body in pieces, so that a slow link has its timeout for each piece and a dead slow one ends."""
+    pace = Pace(link)
+    for at in range(0, len(data), _PIECE):
+        yield data[at : at + _PIECE]
+        pace.took(min(_PIECE, len(data) - at))
+
+
+def _read(answer: urllib3.BaseHTTPResponse, link: Link) -> bytes:
+    """The answer's body, at most _MAX_ANSWER bytes of it; the connection is kept where nothing is left on it."""
+    pace, body = Pace(link), b""
+    while len(body) < _MAX_ANSWER and (part := answer.read1(_PIECE)):
+        body += part
+        pace.took(len(part))
+    if answer.closed or not answer.connection:
+        answer.release_conn()
+    else:
+        answer.close()
+    return body
 
 
 def publish(address: str, topic: str, batch: Sequence[bytes], *, link: Link) -> None:

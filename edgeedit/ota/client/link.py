@@ -6,7 +6,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeedit.errors import InputError, UnreachableError
+from edgeedit.errors import InputError, RefusedError, UnreachableError
+
+
+class RejectedError(RefusedError):
+    """The other end will never take these bytes; sending them again is of no use."""
 
 
 @dataclass(frozen=True)

@@ -69,9 +69,10 @@ class UnfitError(MismatchError):
 
 @dataclass(frozen=True)
 class Offer:
-    """`install`: fetch the patch of `rollout` and stage it.  `return`: go back to the generation that `rollout.withdraw_to` names."""
+    """`install`: fetch the patch of `rollout` and stage it.  `return`: go back to the generation that `rollout.withdraw_to` names.
+    `decline`: the rollout takes this device, but its patch failed here before: nothing to do but to say so."""
 
-    action: Literal["install", "return"]
+    action: Literal["install", "return", "decline"]
     rollout: Rollout
     config: Config = field(repr=False)
 
@@ -215,7 +216,7 @@ def _forget_documents(folder: Path, keep: set[str]) -> None:
 
 def _choose(config: Config, rollouts: list[Rollout], now: int) -> Offer | None:
     """Withdrawals first, unless the same patch was released to this device again later; else the newest document that takes this device
-    and fits what runs here."""
+    and fits what runs here; where its patch failed before, and no other is left, an offer to decline."""
     for rollout in sorted(rollouts, key=lambda one: -one.sequence):
         action = decide(rollout, config.device, now).action
         again = any(supersedes_withdrawal(later, rollout, config.device) for later in rollouts)
@@ -223,11 +224,12 @@ def _choose(config: Config, rollouts: list[Rollout], now: int) -> Offer | None:
             return Offer("return", rollout, config)
     if config.wanted is not None:
         rollouts = _wanted(config, config.wanted, rollouts)
-    for rollout in sorted(rollouts, key=lambda one: -one.sequence):
-        fits = rollout.parent == config.running and rollout.patch.sha256 not in config.refused
-        if fits and decide(rollout, config.device, now).action == "take":
+    newest = sorted(rollouts, key=lambda one: -one.sequence)
+    takes = [one for one in newest if one.parent == config.running and decide(one, config.device, now).action == "take"]
+    for rollout in takes:
+        if rollout.patch.sha256 not in config.refused:
             return Offer("install", rollout, config)
-    return None
+    return Offer("decline", takes[0], config) if takes and config.wanted is None else None
 
 
 def _wanted(config: Config, digest: str, rollouts: list[Rollout]) -> list[Rollout]:

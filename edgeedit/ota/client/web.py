@@ -1,7 +1,7 @@
 """HTTP and HTTPS sources by urllib3: ranges, mutual TLS, proxy, speed limits, and an end to every wait.
 
 Guarantees: `read` asks for gzip and never expands more than it may; a range that the server did not honour is never joined to
-
+what is there already; headers and bodies that come too slowly end.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def _load_private(path: Path) -> Signer:
 
 
 def _from_uri(reference: str) -> Signer:
-    """`URI,PUBLIC.pem`: a signer of securesystemslib, e.g. `hsm:2?token_label=x,release.pub` or `awskms:ARN,release.pub`."""
+    """`URI,PUBLIC.pem`: a signer of securesystemslib, e.g. `hsm:2?label=x,release.pub` or `awskms:ARN,release.pub`."""
     uri, comma, public = reference.rpartition(",")
     if not comma:
         raise InputError(f"signer lacks its public key: expected URI,PUBLIC.pub, got {reference}", hint="export the public half as PEM")

@@ -62,7 +62,9 @@ def sign_metadata(metadata: Metadata[Kind], name: str, roles: Iterable[Role], ke
                 try:
                     metadata.sign(keyring[keyid], append=True)
                 except (SignerLibraryError, RepositoryError, ValueError, OSError) as error:
-                    raise RefusedError(f"cannot sign {name} with key {keyid[:12]}: {error}", hint="check the token and its PIN") from error
+                    # A token's own error is the cause, and often a name without a text: PinIncorrect.
+                    why = f"{type(error.__cause__).__name__} {error.__cause__}".strip() if error.__cause__ else str(error)
+                    raise RefusedError(f"cannot sign {name} with key {keyid[:12]}: {why}", hint="check the token and its PIN") from error
     return metadata.to_bytes(JSONSerializer(compact=True))
 
 

@@ -16,12 +16,14 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from edgeedit.device import agent as agent_module
 from edgeedit.device.agent import Agent, Order, Report, Situation
 from edgeedit.device.receipts import QueuedReceipt
 from edgeedit.device.runtime import Runtime
 from edgeedit.device.store import Store
 from edgeedit.device.updates import TufSource, load_settings
 from edgeedit.errors import EdgeEditError, IntegrityError, RefusedError, UnreachableError
+from edgeedit.ota.client.link import RejectedError
 
 UNIT = Path(__file__).parents[3] / "devices" / "systemd" / "edgeedit-agent.service"
 
@@ -144,6 +146,59 @@ def test_offline_is_exit_8_and_receipts_wait_in_order(world: Any, store: Path) -
         with pytest.raises(UnreachableError):
             agent.once()
         assert _words(told) == ["offered", "verified", "staged"]
+
+
+def test_a_patch_that_failed_is_told_once_in_each_release_that_brings_it_again(world: Any, store: Path) -> None:
+    """Else this camera is silent there, and its release never ends."""
+    desk, told = Desk(), list[QueuedReceipt]()
+    desk.offer(world.patch(1, wrong_probe=True), "r1", 1)
+    with Agent(store, desk, told.extend) as agent, Runtime(store, threads=1, poll_seconds=0) as runtime:
+        agent.once()
+        runtime.step()
+        assert desk.order is not None
+        agent.once()
+        desk.order = Order("decline", "r1", 1, desk.order.patch)
+        agent.once()
+        assert [(row.release, row.state) for row in told][3:] == [("r1", "reverted")], "told twice of its own release"
+        desk.order = Order("decline", "r2", 2, desk.order.patch)
+        report = agent.once()
+        assert (report.did, report.told) == ("nothing", 1) and "probe 0" in report.reason
+        agent.once()
+    assert [(row.release, row.state) for row in told][4:] == [("r2", "reverted")] and "probe 0" in told[4].reason
+    assert desk.fetched == 1
+
+
+def test_receipts_that_are_rejected_hold_up_nothing_and_are_not_lost(world: Any, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Halved until the culprits stand alone; set aside; sent once more the next day."""
+    told, batches = list[QueuedReceipt](), list[int]()
+    bad = {3, 11}
+
+    def deliver(rows: list[QueuedReceipt]) -> None:
+        batches.append(len(rows))
+        if any(row.sequence in bad for row in rows):
+            raise RejectedError("receiver rejects: got HTTP 422")
+        told.extend(rows)
+
+    now = [2_000_000_000.0]
+    monkeypatch.setattr(agent_module.time, "time", lambda: now[0])
+    with Agent(store, Desk(), deliver) as agent, Store.open(store) as opened:
+        for number in range(20):
+            opened.receipts.note(f"r{number}", "offered", "d" * 64)
+        report = agent.once()
+        assert report.told == 18 and "receipt 11 is set aside" in report.error and "422" in report.error
+        assert sorted(row.sequence for row in told) == [n for n in range(1, 21) if n not in bad]
+        assert opened.receipts.aside() == 2 and opened.receipts.waiting(99) == []
+        sent = len(batches)
+        assert agent.once().told == 0 and len(batches) == sent < 30, "asked again at once"
+        now[0] += 86_399
+        assert agent.once().told == 0 and len(batches) == sent
+        bad.remove(3)
+        now[0] += 1
+        assert agent.once().told == 1 and opened.receipts.aside() == 1, "the mended receiver has it, the other waits for tomorrow"
+        bad.clear()
+        now[0] += 86_400
+        assert agent.once().told == 1 and opened.receipts.aside() == 0
+    assert sorted(row.sequence for row in told) == list(range(1, 21))
 
 
 def test_one_agent_for_each_store(store: Path) -> None:
@@ -335,6 +390,32 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
     )
     complaints = [line for line in done.stderr.splitlines() if UNIT.name in line and "man" not in line]
     assert not complaints, complaints
+
+
+@pytest.mark.sysdeps
+def test_systemd_takes_the_timer_that_signs_again(tmp_path: Path) -> None:
+    """Timer and service as systemd reads them; the timer starts that service daily; its commands exist with these options."""
+    from edgeedit.cli.main import cli
+
+    for name in ("edgeedit-resign.timer", "edgeedit-resign.service"):
+        (tmp_path / name).write_text((UNIT.parent / name).read_text("utf-8"), "utf-8")
+    words = ["systemd-analyze", "verify", str(tmp_path / "edgeedit-resign.timer"), str(tmp_path / "edgeedit-resign.service")]
+    environment = {**os.environ, "LC_ALL": "C", "SYSTEMD_UNIT_PATH": f"{tmp_path}:/usr/lib/systemd/system"}
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60, env=environment)
+    complaints = [line for line in done.stderr.splitlines() if "edgeedit-resign" in line and "man" not in line]
+    assert not complaints, complaints
+    timer = (tmp_path / "edgeedit-resign.timer").read_text("utf-8")
+    when = next(line.partition("=")[2] for line in timer.splitlines() if line.startswith("OnCalendar="))
+    asked = subprocess.run(["systemd-analyze", "calendar", when], capture_output=True, text=True, check=False, timeout=60)
+    assert asked.returncode == 0 and "Persistent=true" in timer
+    starts = [
+        line.partition("=")[2].split() for line in (tmp_path / "edgeedit-resign.service").read_text().splitlines() if "ExecStart=" in line
+    ]
+    for _, _, group, verb, *options in starts:
+        assert CliRunner().invoke(cli, [group, verb, "--help"]).exit_code == 0
+        known = {text for parameter in cli.get_command(None, group).commands[verb].params for text in parameter.opts}  # type: ignore[arg-type,union-attr]
+        assert {word for word in options if word.startswith("--")} <= known
+    assert [words[3] for words in starts] == ["resign", "status"]
 
 
 def test_a_report_is_plain_json() -> None:

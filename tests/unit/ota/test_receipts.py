@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import shutil
@@ -18,8 +19,8 @@ from securesystemslib.signer import CryptoSigner, Key
 from update_repository import NOW
 
 from edgeedit.errors import InputError, IntegrityError, RefusedError, UnreachableError
-from edgeedit.ota.client.carriers import deliver, open_carrier
-from edgeedit.ota.client.link import Link
+from edgeedit.ota.client.carriers import deliver, open_carrier, post
+from edgeedit.ota.client.link import Link, RejectedError
 from edgeedit.ota.client.receipts import Receipt, encode_receipt, load_device_key, parse_receipt, sign_receipt, verify_receipt
 
 KEY, OTHER = CryptoSigner.generate_ed25519(), CryptoSigner.generate_ed25519()
@@ -132,6 +133,50 @@ def test_a_portal_that_answers_200_is_not_believed(receiver: tuple[str, type[_Re
     with pytest.raises(IntegrityError) as caught:
         deliver(queue, open_carrier(url, LINK, site="s", device="cam-1"))
     assert caught.value.exit_code == 5 and len(queue.rows) == 2
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_what_is_rejected_is_told_apart_from_what_is_away(receiver: tuple[str, type[_Receiver]], status: int) -> None:
+    url, kind = receiver
+    queue, carrier = Queue(2), open_carrier(url, LINK, site="s", device="cam-1")
+    kind.answers[:] = [status, 401, 403, 404, 408, 429, 500]
+    with pytest.raises(RejectedError, match=f"rejects 2 receipts: got HTTP {status}") as caught:
+        deliver(queue, carrier)
+    assert caught.value.exit_code == 6
+    while kind.answers:  # an address or a moment that is wrong may be right later
+        with pytest.raises(UnreachableError):
+            deliver(queue, carrier)
+    assert deliver(queue, carrier) == 2
+
+
+@pytest.mark.parametrize("slow", ["body", "answer"])
+def test_a_receiver_that_is_slow_without_end(slow: str) -> None:
+    """It reads, or answers, a byte at a time: no silence is long, and the minimum speed ends it."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    ended = threading.Event()
+
+    def serve() -> None:
+        peer, _ = listener.accept()
+        with peer, contextlib.suppress(OSError):
+            if slow == "answer":
+                while not peer.recv(65536).endswith(b"end"):
+                    pass
+                peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 60000\r\n\r\n")
+            while not ended.wait(0.2):
+                _ = peer.sendall(b" ") if slow == "answer" else peer.recv(16)
+
+    threading.Thread(target=serve, daemon=True).start()
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    size = 10 if slow == "answer" else 8_000_000
+    began = time.monotonic()
+    try:
+        with pytest.raises(UnreachableError) as caught:
+            post(url, [b"x" * size, b"end"], link=Link(timeout=3, patience=1, min_speed=64))
+    finally:
+        ended.set()
+        listener.close()
+    assert time.monotonic() - began < 15 and caught.value.exit_code == 8
 
 
 def test_nobody_listening_or_no_such_way(tmp_path: Path) -> None:

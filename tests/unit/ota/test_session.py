@@ -180,7 +180,8 @@ def test_only_the_chosen_stage_the_right_parent_and_what_did_not_fail_here(tmp_p
 
     def offered(device: str, **changes: object) -> bool:
         config = make_config(stick, tmp_path / "cache", repository, device=Device(device, PROFILE), **changes)
-        return poll(config, MemoryFloors(), NOW) is not None
+        offer = poll(config, MemoryFloors(), NOW)
+        return offer is not None and offer.action == "install"
 
     assert offered(first) and not offered(second)
     assert not offered(first, running=NEXT) and not offered(first, refused=frozenset({patch.sha256}))
