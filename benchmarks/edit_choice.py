@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from quality_cells import Bench, bench, measure, packaged, scaled
+from quality_cells import Bench, Packaged, bench, measure, scaled
 from quality_sets import sets
 
 from edgeedit.catalog import load_recipe
@@ -124,12 +124,28 @@ def paired(cells: Mapping[str, Mapping[str, Any]], name: str) -> tuple[float, fl
     return mean, math.sqrt(sum((b - mean) ** 2 for b in both) / max(1, len(both) - 1) / len(both))
 
 
-def report(cells: Mapping[str, Mapping[str, Any]]) -> str:
-    """Table of the candidates that have every cell, and the winner."""
+def means_of(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Means of the candidates that have every cell, and none at which training diverged."""
     whole = {n: [cells.get(f"{n}/{s}/{seed}") for s, seed in CELLS] for n in CANDIDATES}
-    means = {
+    return {
         n: score([r for r in rows if r is not None]) for n, rows in whole.items() if all(r is not None and "failed" not in r for r in rows)
     }
+
+
+def winner_of(cells: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The winner once every candidate has every cell, else None."""
+    means = means_of(cells)
+    return winner(means) if means and open_of(cells) == 0 else None
+
+
+def open_of(cells: Mapping[str, Mapping[str, Any]]) -> int:
+    """Cells that are not measured yet."""
+    return sum(f"{n}/{s}/{seed}" not in cells for n in CANDIDATES for s, seed in CELLS)
+
+
+def report(cells: Mapping[str, Mapping[str, Any]]) -> str:
+    """Table of the candidates that have every cell, and the winner."""
+    means = means_of(cells)
     lines = [
         "| candidate | target error | AUC | AUC - error less the default's | control | unrelated | kB |",
         "|---|---|---|---|---|---|---|",
@@ -138,14 +154,13 @@ def report(cells: Mapping[str, Mapping[str, Any]]) -> str:
         gain, spread = paired(cells, name) if "default" in means else (math.nan, math.nan)
         harm = f"{m['control']:+.3f} | {m['unrelated']:+.3f}"
         lines.append(f"| {name} | {m['error']:.3f} | {m['auc']:.3f} | {gain:+.3f} +- {spread:.3f} | {harm} | {m['bytes'] / 1000:.0f} |")
-    open_cells = sum(r is None for rows in whole.values() for r in rows)
-    return "\n".join([*lines, "", f"winner: {winner(means) if means else 'none yet'}; {open_cells} cells are open"])
+    return "\n".join([*lines, "", f"winner: {winner(means) if means else 'none yet'}; {open_of(cells)} cells are open"])
 
 
 def cell(of: Bench, method: Local, seed: int) -> dict[str, Any]:
     """One candidate on one set and seed; a training that diverges is a finding."""
     try:
-        return measure(of, packaged(method), 1.0, seed)
+        return measure(of, Packaged(method), 1.0, seed)
     except InputError as error:
         return {"failed": error.message}
 

@@ -20,13 +20,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import quality_cells as cells
 import torch
-from quality_cells import ALLOWED, Bench, Cells, Outcome
+from quality_cells import ALLOWED, Cells
 from quality_report import goals, plot, rows_of, table
 from quality_sets import NAMES
 
@@ -49,20 +48,20 @@ DEVELOPMENT_SEED = 100
 RELATIVE, WIDE, LOW = (0.5, 1.0, 2.0), (0.3, 1.0, 3.0), (0.1, 0.3, 1.0)  # factors on a method's own learning rates
 
 # method -> (how, candidate factors on its own learning rates), in the order of importance.
-METHODS: dict[str, tuple[Callable[[Bench, float, int], Outcome], tuple[float, ...]]] = {
-    "none": (cells.packaged(NoEdit()), ()),
-    "default": (cells.packaged(Default()), RELATIVE),
-    "refit base+shots": (cells.packaged(RefitBaseShots()), ()),
-    "lora": (cells.packaged(Lora()), WIDE),
-    "full": (cells.packaged(Full()), LOW),
-    "spu": (cells.packaged(Spu()), RELATIVE),
-    "lorsu-paper": (cells.packaged(LorsuPaper()), RELATIVE),
-    "lorsu": (cells.packaged(Lorsu()), RELATIVE),
-    "refit shots": (cells.packaged(RefitShots()), ()),
-    "attention": (cells.packaged(Attention()), RELATIVE),
-    "shira": (cells.packaged(Shira()), RELATIVE),
-    "layer-norm": (cells.packaged(LayerNorm()), WIDE),
-    "full-interpolated": (cells.packaged(FullInterpolated()), LOW),
+METHODS: dict[str, tuple[cells.Packaged, tuple[float, ...]]] = {
+    "none": (cells.Packaged(NoEdit()), ()),
+    "default": (cells.Packaged(Default()), RELATIVE),
+    "refit base+shots": (cells.Packaged(RefitBaseShots()), ()),
+    "lora": (cells.Packaged(Lora()), WIDE),
+    "full": (cells.Packaged(Full()), LOW),
+    "spu": (cells.Packaged(Spu()), RELATIVE),
+    "lorsu-paper": (cells.Packaged(LorsuPaper()), RELATIVE),
+    "lorsu": (cells.Packaged(Lorsu()), RELATIVE),
+    "refit shots": (cells.Packaged(RefitShots()), ()),
+    "attention": (cells.Packaged(Attention()), RELATIVE),
+    "shira": (cells.Packaged(Shira()), RELATIVE),
+    "layer-norm": (cells.Packaged(LayerNorm()), WIDE),
+    "full-interpolated": (cells.Packaged(FullInterpolated()), LOW),
 }
 FIRST = ("none", "default", "refit base+shots", "lora", "full", "spu", "lorsu-paper")
 GRIDS = {
@@ -171,7 +170,7 @@ def main() -> None:
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads"
     about = {"machine": machine, "commit": commit}
     if grid == "ci":  # shows that every part works; its figures mean nothing
-        METHODS["default"] = (cells.packaged(Default(steps=5, batch=8, patterns=2, rounding_steps=1)), RELATIVE)
+        METHODS["default"] = (cells.Packaged(Default(steps=5, batch=8, patterns=2, rounding_steps=1)), RELATIVE)
     with tempfile.TemporaryDirectory() as quick:
         folder = Path(quick) if grid == "ci" else RESULTS
         if not options.report_only:

@@ -14,15 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ImageOps
-from quality_sets import FOLDER, sets
+from PIL import Image, ImageOps
+from quality_sets import FOLDER, save_picture, sets
 
+from edgeedit.bundle import Preprocess
 from edgeedit.digest import digest_file
 from edgeedit.edit.drift import borderline_agreement, embedding_shift
 from edgeedit.edit.evaluate import features, judge, reader_labels
+from edgeedit.edit.methods.refit import RefitBaseShots
 from edgeedit.edit.readers import Reader, fit_linear
 from edgeedit.edit.run import EditResult, HeldOut, edit
-from edgeedit.edit.shots import Shots, load_pixels, make_shots, open_image
+from edgeedit.edit.shots import Shots, make_shots, open_image, subset
 from edgeedit.encoder.encoder import Encoder
 from edgeedit.encoder.values import parameter_values, with_values
 from edgeedit.files import replace_file
@@ -32,6 +34,39 @@ from edgeedit.rounding import apply_delta
 Array = np.ndarray[Any, Any]
 UNRELATED_READER, UNRELATED_HELDOUT = 500, 300  # images of easy-vqa: enough to see damage
 ALLOWED = 0.02  # share of control verdicts that an interpolating rival may flip
+
+
+class Pictures:
+    """Pixels of every picture that was asked for and its features by one encoder, kept by path: the sets of one benchmark
+    share most of their pictures.  Pixels are kept in 8 bits; what comes out equals `load_pixels` bit for bit."""
+
+    def __init__(self, encoder: Encoder, decoded: dict[Path, Array] | None = None) -> None:
+        self.encoder, self.decoded = encoder, decoded if decoded is not None else {}
+        self.rows: dict[Path, Array] = {}
+
+    def pixels(self, shots: Shots, preprocess: Preprocess | None = None) -> Array:
+        """Normalised pixels, float32 (n, 3, size, size)."""
+        pre = preprocess or self.encoder.preprocess
+        mean, std = (np.asarray(v, dtype=np.float32).reshape(3, 1, 1) for v in (pre.mean, pre.std))
+        found = np.empty((len(shots.paths), 3, pre.size, pre.size), dtype=np.float32)
+        for number, path in enumerate(shots.paths):
+            if path not in self.decoded:
+                self.decoded[path] = decode(path, pre.size)
+            found[number] = (self.decoded[path].astype(np.float32).transpose(2, 0, 1) / 255.0 - mean) / std
+        return found
+
+    def features(self, shots: Shots) -> Array:
+        """Features by the encoder, (n, width)."""
+        missing = [n for n, path in enumerate(shots.paths) if path not in self.rows]
+        if missing:
+            own = subset(shots, missing)
+            self.rows.update(zip(own.paths, features(self.encoder, self.pixels(own)), strict=True))
+        return np.stack([self.rows[path] for path in shots.paths])
+
+
+def decode(path: Path, size: int) -> Array:
+    """A picture at the encoder's size, uint8 (size, size, 3)."""
+    return np.asarray(open_image(path).resize((size, size), Image.Resampling.BICUBIC))
 
 
 @dataclass(frozen=True)
@@ -62,18 +97,18 @@ def first(shots: Shots, count: int) -> Shots:
     return make_shots(shots.paths[:count], shots.labels[:count], shots.classes, shots.groups[:count])
 
 
-def bench(encoder: Encoder, data: Scenario, limit: int | None = None) -> Bench:
+def bench(encoder: Encoder, data: Scenario, limit: int | None = None, pictures: Pictures | None = None) -> Bench:
     """Fit the readers and compute the base's features once; `limit` keeps only so many held-out images (quick runs)."""
-    train = features(encoder, load_pixels(data.reader_train, encoder.preprocess))
+    known = pictures or Pictures(encoder)
+    train = known.features(data.reader_train)
     reader = fit_linear(train, data.reader_train.labels, data.reader_train.classes)
     other = first(data.unrelated_train, UNRELATED_READER if limit is None else 4 * limit)
-    unrelated = fit_linear(features(encoder, load_pixels(other, encoder.preprocess)), other.labels, other.classes)
+    unrelated = fit_linear(known.features(other), other.labels, other.classes)
     held = {"target": data.target_heldout, "control": data.control_heldout, "unrelated": first(data.unrelated_heldout, UNRELATED_HELDOUT)}
     if limit is not None:
         held = {name: _spread(shots, limit) for name, shots in held.items()}
-    pixels = {name: load_pixels(shots, encoder.preprocess) for name, shots in held.items()}
-    base = {name: features(encoder, rows) for name, rows in pixels.items()}
-    return Bench(data, encoder, reader, unrelated, train, held, pixels, base)
+    base = {name: known.features(shots) for name, shots in held.items()}
+    return Bench(data, encoder, reader, unrelated, train, held, {name: known.pixels(shots) for name, shots in held.items()}, base)
 
 
 def _spread(shots: Shots, count: int) -> Shots:
@@ -81,26 +116,31 @@ def _spread(shots: Shots, count: int) -> Shots:
     return make_shots([shots.paths[i] for i in rows], shots.labels[rows], shots.classes, [shots.groups[i] for i in rows])
 
 
-def packaged(method: Any) -> Callable[[Bench, float, int], Outcome]:
+@dataclass(frozen=True)
+class Packaged:
     """A method or rival of the package; `lr` scales its learning rates.  It gets mirrored shots to judge by: nothing that a method
     sees while it works may be held out, and the cell judges by itself, with the base's features already known."""
 
-    def run(of: Bench, lr: float, seed: int) -> Outcome:
+    method: Any
+
+    def __call__(self, of: Bench, lr: float, seed: int) -> Outcome:
+        """Edit, on the device of the bench's encoder."""
+        device = str(of.encoder.device)
         result = edit(
             of.encoder,
             of.data.shots,
             of.data.control,
             of.reader,
-            method=scaled(method, lr),
+            method=scaled(self.method, lr),
             precision="float32",
             heldout=HeldOut(mirrored(of.data.shots)),
             seed=seed,
             limit=ALLOWED,
-            stored=of.data.reader_train,
+            stored=of.data.reader_train if isinstance(self.method, RefitBaseShots) else None,
+            device=device,
+            judge_device=device,
         )
-        return Outcome(edited(of.encoder, result), result.reader or of.reader, result.payload)
-
-    return run
+        return Outcome(edited(of.encoder, result).to(device), result.reader or of.reader, result.payload)
 
 
 def scaled(method: Any, factor: float) -> Any:
@@ -123,7 +163,8 @@ def mirrored(shots: Shots) -> Shots:
     paths = []
     for row in rows:
         path = FOLDER / f"mirrored-{digest_file(shots.paths[row])[:16]}.png"
-        ImageOps.mirror(open_image(shots.paths[row])).save(path)
+        if not path.exists():
+            save_picture(ImageOps.mirror(open_image(shots.paths[row])), path)
         paths.append(path)
     return make_shots(paths, shots.labels[rows], shots.classes, [f"mirrored-{r}" for r in rows])
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import gzip
 import os
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,19 +53,21 @@ def camera(picture: Image.Image, seed: int) -> Image.Image:
     return Image.fromarray((np.clip(values + noise, 0, 1) * 255).round().astype(np.uint8))
 
 
+def camera_file(path: Path) -> Path:
+    """A picture as the other camera sees it, drawn when it is missing."""
+    out = FOLDER / "camera" / f"{path.stem}.png"
+    if not out.exists():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        save_picture(camera(open_image(path), _number(path.stem)), out)
+    return out
+
+
 def _through_camera(shots: Shots) -> Shots:
-    folder = FOLDER / "camera"
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for path in shots.paths:
-        out = folder / f"{path.stem}.png"
-        if not out.exists():
-            _save(camera(open_image(path), _number(path.stem)), out)
-        paths.append(out)
-    return make_shots(paths, shots.labels, shots.classes, shots.groups)
+    return make_shots([camera_file(path) for path in shots.paths], shots.labels, shots.classes, shots.groups)
 
 
-def _save(picture: Image.Image, out: Path) -> None:
+def save_picture(picture: Image.Image, out: Path) -> None:
+    """Write a picture whole or not at all."""
     # A run that is cut short must not leave half a picture that the next run would take.
     part = out.with_name(f"{out.name}.{os.getpid()}.part")
     picture.save(part, format="PNG")
@@ -103,6 +106,7 @@ def fashion_folder() -> Path:
     raise InputError("Fashion-MNIST is missing: expected the Debian package dataset-fashion-mnist", hint="make benchmark-assets")
 
 
+@cache
 def _idx(part: str) -> tuple[Array, Array]:
     folder = fashion_folder()
     images = gzip.decompress((folder / f"{part}-images-idx3-ubyte.gz").read_bytes())
@@ -110,44 +114,45 @@ def _idx(part: str) -> tuple[Array, Array]:
     return np.frombuffer(images, np.uint8, offset=16).reshape(-1, 28, 28), np.frombuffer(labels, np.uint8, offset=8)
 
 
-def _fashion(seed: int, shots: int, development: bool) -> Scenario:
-    """Learning images come from the train file (development: its second half, held out there too), held-out from the test file."""
-    images, labels = _idx("train")
-    half = len(images) // 2
+def fashion_rows(seed: int, shots: int, development: bool) -> dict[str, tuple[str, Array, bool]]:
+    """Set -> (file, its rows, seen by the other camera).  Learning images come from the train file (development: its second
+    half, held out there too), held-out ones from the test file."""
+    labels = _idx("train")[1]
+    half = len(labels) // 2
     rng = np.random.default_rng(seed)
-    order = rng.permutation(np.arange(half, len(images)) if development else np.arange(half))
+    order = rng.permutation(np.arange(half, len(labels)) if development else np.arange(half))
     reader, rest = order[:FASHION_READER], order[FASHION_READER:]
     control, rest = rest[:FASHION_CONTROL], rest[FASHION_CONTROL:]
     chosen = np.concatenate([rest[labels[rest] == c][:shots] for c in range(10)])
-    part = "train"
-    train = images, labels
-    held = np.setdiff1d(rest, chosen, assume_unique=True)[: 2 * FASHION_HELDOUT]
-    judged = train
-    if not development:
-        judged, part = _idx("t10k"), "t10k"
-        held = rng.permutation(len(judged[0]))[: 2 * FASHION_HELDOUT]
+    part = "train" if development else "t10k"
+    held = np.setdiff1d(rest, chosen, assume_unique=True) if development else rng.permutation(len(_idx(part)[1]))
+    return {
+        "reader": ("train", reader, False),
+        "shots": ("train", chosen, True),
+        "control": ("train", control, False),
+        "target": (part, held[:FASHION_HELDOUT], True),
+        "unchanged": (part, held[FASHION_HELDOUT : 2 * FASHION_HELDOUT], False),
+    }
+
+
+def _fashion(seed: int, shots: int, development: bool) -> Scenario:
+    own = {name: _fashion_shots(*row, labelled=name != "control") for name, row in fashion_rows(seed, shots, development).items()}
     elpv = development_scenario(seed) if development else scenario(seed)
-    return Scenario(
-        seed,
-        _fashion_shots(train, "train", reader),
-        _fashion_shots(train, "train", chosen, shifted=True),
-        _fashion_shots(train, "train", control, labelled=False),
-        _fashion_shots(judged, part, held[:FASHION_HELDOUT], shifted=True),
-        _fashion_shots(judged, part, held[FASHION_HELDOUT:]),
-        elpv.unrelated_train,
-        elpv.unrelated_heldout,
-    )
+    named = (own[name] for name in ("reader", "shots", "control", "target", "unchanged"))
+    return Scenario(seed, *named, elpv.unrelated_train, elpv.unrelated_heldout)
 
 
-def _fashion_shots(source: tuple[Array, Array], part: str, rows: Array, *, shifted: bool = False, labelled: bool = True) -> Shots:
-    folder = FOLDER / ("fashion-camera" if shifted else "fashion")
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for row in rows.tolist():
-        out = folder / f"{part}-{row}.png"
-        if not out.exists():
-            picture = Image.fromarray(source[0][row]).convert("RGB").resize((112, 112), Image.Resampling.BICUBIC)
-            _save(camera(picture, row) if shifted else picture, out)
-        paths.append(out)
-    labels = source[1][rows].astype(np.int64) if labelled else np.full(len(rows), -1, dtype=np.int64)
+def fashion_file(part: str, row: int, shifted: bool) -> Path:
+    """One Fashion-MNIST picture, 112 x 112, drawn when it is missing."""
+    out = FOLDER / ("fashion-camera" if shifted else "fashion") / f"{part}-{row}.png"
+    if not out.exists():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        picture = Image.fromarray(_idx(part)[0][row]).convert("RGB").resize((112, 112), Image.Resampling.BICUBIC)
+        save_picture(camera(picture, row) if shifted else picture, out)
+    return out
+
+
+def _fashion_shots(part: str, rows: Array, shifted: bool, *, labelled: bool) -> Shots:
+    paths = [fashion_file(part, row, shifted) for row in rows.tolist()]
+    labels = _idx(part)[1][rows].astype(np.int64) if labelled else np.full(len(rows), -1, dtype=np.int64)
     return make_shots(paths, labels, FASHION_CLASSES if labelled else (), [p.stem for p in paths])

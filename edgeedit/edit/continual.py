@@ -141,12 +141,15 @@ def run_chain(
     """Run `step(current encoder, session, number)` for each session and judge every state; `control` is held out, labelled.
 
     A step returns a Delta (applied by the one rounding rule) or, for a rival that has none, the edited Encoder.  `store`
-    keeps the chain after every edit and says where to go on: the result is that of an unbroken run."""
+    keeps the chain after every edit and says where to go on: the result is that of an unbroken run.  States are judged
+    where `encoder` is; a step gets its encoder on the CPU."""
     if not sessions:
         raise InputError("chain is empty: expected at least one session, got none")
-    base = parameter_values(encoder, precision)
-    judge = _Judge(with_values(encoder, base), sessions, control, reader)
-    now = (store.load() if store is not None else None) or Progress(base, (), (judge.state(with_values(encoder, base), base=True),))
+    base, device = parameter_values(encoder, precision), encoder.device
+    judge = _Judge(with_values(encoder, base).to(device), sessions, control, reader)
+    now = (store.load() if store is not None else None) or Progress(
+        base, (), (judge.state(with_values(encoder, base).to(device), base=True),)
+    )
     if len(now.states) > len(sessions) + 1 or len(now.states[0].errors) != len(sessions) or set(now.values) != set(base):
         raise InputError(f"chain cannot go on: expected a state of {len(sessions)} sessions, got one of another chain")
     for number, session in list(enumerate(sessions))[len(now.states) - 1 :]:
@@ -158,7 +161,7 @@ def run_chain(
         else:
             values = parameter_values(made, precision)
         deltas = (*now.deltas, made) if isinstance(made, Delta) else now.deltas
-        now = Progress(values, deltas, (*now.states, judge.state(with_values(encoder, values), base=False)))
+        now = Progress(values, deltas, (*now.states, judge.state(with_values(encoder, values).to(device), base=False)))
         if store is not None:
             store.keep(now)
     return _result(sessions, now, borderline_agreement(judge.logits, judge.logits)[1])

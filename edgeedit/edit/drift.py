@@ -59,7 +59,7 @@ def block_rows(encoder: Encoder, pixels: Array) -> list[Array]:
     try:
         with torch.inference_mode():
             for start in range(0, len(pixels), BATCH):
-                encoder(torch.from_numpy(np.ascontiguousarray(pixels[start : start + BATCH])))
+                encoder(torch.from_numpy(np.ascontiguousarray(pixels[start : start + BATCH])).to(encoder.device))
     finally:
         for handle in handles:
             handle.remove()

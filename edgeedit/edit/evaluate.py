@@ -22,9 +22,13 @@ BATCH = 32  # images per forward pass
 
 
 def features(encoder: Encoder, pixels: Array) -> Array:
-    """Features in float32 arithmetic, (n, width); `pixels` float32 (n, 3, s, s).  Raises InputError when not finite."""
+    """Features in float32 arithmetic, (n, width), computed where the encoder is; `pixels` float32 (n, 3, s, s).
+
+    Raises InputError when they are not finite."""
+    device = encoder.device
     with torch.inference_mode():
-        parts = [encoder(torch.from_numpy(np.ascontiguousarray(pixels[i : i + BATCH]))).numpy() for i in range(0, len(pixels), BATCH)]
+        batches = (torch.from_numpy(np.ascontiguousarray(pixels[i : i + BATCH])) for i in range(0, len(pixels), BATCH))
+        parts = [encoder(batch.to(device)).cpu().numpy() for batch in batches]
     rows: Array = np.concatenate(parts)
     if not np.isfinite(rows).all():
         raise InputError("features are not finite: expected numbers, got NaN or infinity", hint="check the images and the encoder")

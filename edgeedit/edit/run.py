@@ -169,14 +169,16 @@ def edit(
     loss: TargetLoss | None = None,
     stored: Shots | None = None,
     device: str = "cpu",
+    judge_device: str = "cpu",
     deployed: Deployed | None = None,
 ) -> EditResult:
     """Edit `encoder` (left unchanged) from labelled `shots`; `control` images need no labels.
 
     `precision` is the deployed one; `limit` the allowed rise of an error (0..1); `loss` what the shots are trained on
     (default: cross-entropy of the reader); `stored` labelled images that the reader was fitted on, which only the rival
-    that fits it again may use; `device` is where training runs (judging runs on the CPU); `deployed` gives the weights that are
-    judged where `precision` alone does not (int8).  Raises InputError for unusable sets."""
+    that fits it again may use; `device` is where training runs, `judge_device` where features of held-out images are computed
+    (a device of the field computes on a CPU, so that is the default); `deployed` gives the weights that are judged where
+    `precision` alone does not (int8).  Raises InputError for unusable sets."""
     _check(encoder, shots, control, reader, heldout, limit)
     torch.manual_seed(seed)
     computed = precision if deployed is None else "float32"
@@ -197,7 +199,7 @@ def edit(
     after_reader = update.reader or reader
     if reader.digest() != frozen:
         raise EdgeEditError("reader changed during the edit: expected its weights to stay frozen, got another digest")
-    results, before, after, rows = _evaluate(base, edited, (reader, after_reader), heldout, progress)
+    results, before, after, rows = _evaluate(base.to(judge_device), edited.to(judge_device), (reader, after_reader), heldout, progress)
     gate = decide(results["target"], results.get("control"), results.get("unrelated"), limit)
     judged = results["target"], results.get("control"), results.get("unrelated")
     share = census.changed / census.total

@@ -72,6 +72,11 @@ class Encoder(nn.Module):
             patches = patches.reshape(-1, cells, pool, cells, pool, width).mean(dim=4).mean(dim=2)
         return patches.reshape(-1, self.tokens * width)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
     def parameters_by_name(self) -> dict[str, nn.Parameter]:
         """Name -> parameter of the wrapped model."""
         return dict(self.wrapped.named_parameters())

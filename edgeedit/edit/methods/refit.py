@@ -45,6 +45,6 @@ class RefitBaseShots:
 
 def _refit(task: Task, pixels: torch.Tensor, labels: torch.Tensor) -> Update:
     fit = fit_linear if task.reader.kind == "linear" else fit_prototypes
-    fitted = fit(features(task.base.to("cpu"), pixels.cpu().numpy()), np.asarray(labels.cpu()), task.reader.classes)
+    fitted = fit(features(task.base, pixels.cpu().numpy()), np.asarray(labels.cpu()), task.reader.classes)
     size = sum(a.nbytes for a in (fitted.mean, fitted.std, fitted.weight, fitted.bias))
     return Update(payload=size, reader=fitted)
