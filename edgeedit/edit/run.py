@@ -175,10 +175,9 @@ def edit(
     """Edit `encoder` (left unchanged) from labelled `shots`; `control` images need no labels.
 
     `precision` is the deployed one; `limit` the allowed rise of an error (0..1); `loss` what the shots are trained on
-    (default: cross-entropy of the reader); `stored` labelled images that the reader was fitted on, which only the rival
-    that fits it again may use; `device` is where training runs, `judge_device` where features of held-out images are computed
-    (a device of the field computes on a CPU, so that is the default); `deployed` gives the weights that are judged where
-    `precision` alone does not (int8).  Raises InputError for unusable sets."""
+    (default: cross-entropy of the reader); `stored` labelled images that the reader was fitted on, for the rival that fits it again;
+    `device` is where training runs, `judge_device` where held-out images are computed (the CPU, as in the field); `deployed` gives
+    the weights that are judged where `precision` alone does not (int8).  Raises InputError for unusable sets."""
     _check(encoder, shots, control, reader, heldout, limit)
     torch.manual_seed(seed)
     computed = precision if deployed is None else "float32"
@@ -202,8 +201,7 @@ def edit(
     results, before, after, rows = _evaluate(base.to(judge_device), edited.to(judge_device), (reader, after_reader), heldout, progress)
     gate = decide(results["target"], results.get("control"), results.get("unrelated"), limit)
     judged = results["target"], results.get("control"), results.get("unrelated")
-    share = census.changed / census.total
-    metrics = EditMetrics(*judged, gate, seconds, census.changed, share, census.outside, census.total)
+    metrics = EditMetrics(*judged, gate, seconds, census.changed, census.changed / census.total, census.outside, census.total)
     info = {
         **_provenance(base, encoder, shots, control, reader, method, precision, seed),
         "locality": {**_locality_info(base, locality, update.tensors), "importance": update.importance},
@@ -247,7 +245,7 @@ def _task(
     known = stored or (control if control.classes else None)
     if known is None:
         return task
-    return replace(task, stored_pixels=pixels(known), stored_labels=torch.from_numpy(reader_labels(known, reader)))
+    return replace(task, stored_pixels=pixels(known), stored_labels=torch.from_numpy(reader_labels(known, reader)).to(device))
 
 
 def _evaluate(
