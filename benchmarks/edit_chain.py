@@ -209,7 +209,7 @@ def packaged(method: Any, control: Shots, reader: Reader, until: float, device: 
 def steps_of(control: Shots, reader: Reader, until: float) -> dict[str, Step]:
     """Methods in the order of importance."""
     methods = {
-        "default": Default(steps=STEPS, batch=8, patterns=4, rounding_steps=2),
+        "default": Default(steps=STEPS, batch=8, rounding_steps=2),
         "lora": Lora(steps=STEPS, batch=8),
         "full": Full(steps=STEPS, batch=8),
         "lorsu-paper": LorsuPaper(steps=STEPS, batch=8),
@@ -273,7 +273,7 @@ def plot(rows: list[dict[str, Any]], out: Path) -> None:
         axis.set(title=title, xlabel="edits")
         axis.grid(alpha=0.25)
     axes[0].legend()
-    figure.savefig(out, dpi=130)
+    figure.savefig(out, dpi=85)
     pyplot.close(figure)
 
 

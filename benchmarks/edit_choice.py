@@ -76,7 +76,7 @@ class Soup(Own):
 
 # Rates are the ones that `edit_quality.py` chose on ELPV's seed 100 where it has the method, else the method's own.
 CANDIDATES: dict[str, Local] = {
-    "default": Own(heads=0, lr=5e-5),  # the default of 2026-11-25
+    "default": Own(heads=0, lr=5e-5),  # the default when the rule was written, `fc1-10` in the grid
     "former": Own(share=0.05, scope="global"),  # the default before it
     "lorsu": Lorsu(),
     "attention": scaled(Attention(), 2.0),

