@@ -9,28 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from plates import draw_base_and_shots
 
 ROOT = Path(__file__).parents[2]
-COUNT = 12  # pictures of each class in each set
-
-
-def _draw(folder: Path, gain: float, noise: float, scratch: float, seed: int) -> None:
-    """Scratched and clean plates; `gain` is the lamp, `noise` the sensor's, `scratch` the scratch's brightness."""
-    rng = np.random.default_rng(seed)
-    for name in ("clean", "scratched"):
-        (folder / name).mkdir(parents=True)
-        for number in range(COUNT):
-            plate = rng.normal(120, 6, (112, 112)) + 20 * np.sin(np.arange(112) / rng.uniform(6, 9))
-            plate += rng.normal(0, noise, plate.shape)
-            if name == "scratched":
-                start = rng.integers(10, 60)
-                for step in range(45):
-                    plate[start + step, start + step // 2 : start + step // 2 + 4] += scratch
-            picture = np.clip(plate * gain, 0, 255).astype(np.uint8)
-            Image.fromarray(np.stack([picture] * 3, axis=2)).save(folder / name / f"{number}.png")
 
 
 def _commands() -> list[str]:
@@ -42,8 +24,7 @@ def _commands() -> list[str]:
 
 @pytest.mark.slow
 def test_readme_own_data_section_runs_verbatim(tmp_path: Path) -> None:
-    _draw(tmp_path / "base", 1.0, 0.0, 60.0, 0)
-    _draw(tmp_path / "shots", 0.45, 22.0, 45.0, 1)  # a weak lamp and a noisy sensor: the reader finds no scratch any more
+    draw_base_and_shots(tmp_path)
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     outputs = {}
     for command in _commands():
