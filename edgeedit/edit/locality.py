@@ -55,8 +55,8 @@ def top_entries(gradient: Array, share: float) -> Array:
 def _top(scores: Array, count: int) -> Array:
     # Not a full sort: of the hundred million scores of a large encoder that alone took ten seconds.
     size = np.abs(scores)
-    if count >= size.size:
-        return np.arange(size.size, dtype=np.int64)
+    if count == 0 or count >= size.size:
+        return np.arange(min(count, size.size), dtype=np.int64)
     edge = np.partition(size, size.size - count)[size.size - count]
     sure = np.flatnonzero(size > edge)
     found: Array = np.sort(np.concatenate([sure, np.flatnonzero(size == edge)[: count - sure.size]])).astype(np.int64)
