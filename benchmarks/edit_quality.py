@@ -80,7 +80,7 @@ SHOTS = {"ci": (10,), "cpu": (10,), "full": (10, 5, 20, 50)}
 
 
 def plan(grid: str, names: list[str], methods: list[str]) -> list[tuple[str, int, int, str]]:
-    """(set, shots, seed, method) by importance: the seven main methods seed by seed on the first set, then the others."""
+    """(set, shots, seed, method) by importance: the main methods seed by seed on the first set, then the others."""
     found = []
     for shots in SHOTS[grid]:
         for set_name, own in GRIDS[grid].items():
