@@ -118,11 +118,11 @@ def test_an_outcome_holds_what_the_rival_changed_and_nothing_else(tmp_path: Path
         (Lora(steps=2, batch=4), None),
         (NoEdit(), set()),
     ):
-        made = quality_cells.packaged(method)(of, 1.0, 0)
+        made = quality_cells.Packaged(method)(of, 1.0, 0)
         changed = {n for n, p in made.encoder.parameters_by_name().items() if not torch.equal(before[n], p)}
         assert changed == touched if touched is not None else set(encoder.editable()) <= changed
     assert made.size == 0 and made.reader is reader
-    refitted = quality_cells.packaged(RefitBaseShots())(of, 1.0, 0)
+    refitted = quality_cells.Packaged(RefitBaseShots())(of, 1.0, 0)
     rows = features(encoder, np.concatenate([load_pixels(s, encoder.preprocess) for s in (train, few)]))
     again = fit_linear(rows, np.concatenate([train.labels, few.labels]), reader.classes)
     assert np.allclose(refitted.reader.weight, again.weight, atol=1e-5) and not np.allclose(
