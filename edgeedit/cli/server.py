@@ -159,13 +159,15 @@ def report(delta: Path, out: Path, as_json: bool) -> None:
 @click.argument("bundle", type=_PATH)
 @click.argument("other", type=_PATH, required=False)
 @click.option("--per-layer", is_flag=True, help="Also the input of each patchable matrix, and the first that drifts.")
+@click.option("--engine", is_flag=True, help="Against the engine of BUNDLE's (or OTHER's) profile instead of a graph.")
 @json_option
-def compare(bundle: Path, other: Path | None, per_layer: bool, as_json: bool) -> None:
-    """Compare BUNDLE's graph with its torch encoder, or with the Bundle OTHER, on BUNDLE's probes."""
-    from edgeedit.flows.server import compare_bundle
+def compare(bundle: Path, other: Path | None, per_layer: bool, engine: bool, as_json: bool) -> None:
+    """Compare BUNDLE's graph with its torch encoder, with the Bundle OTHER, or with what runs in the store OTHER, on BUNDLE's probes."""
+    from edgeedit.flows.comparing import compare_bundle
 
-    value = compare_bundle(bundle, other, per_layer=per_layer)
-    lines = [f"{key:12} {value[key]}" for key in ("cosine_min", "max_abs", "mean_abs")]
+    value = compare_bundle(bundle, other, per_layer=per_layer, engine=engine)
+    lines = [f"engine       {value['engine']}"] if "engine" in value else []
+    lines += [f"{key:12} {value[key]}" for key in ("cosine_min", "max_abs", "mean_abs")]
     for row in value.get("layers", ()):
         lines.append(f"  {row['cosine_min']:.6f}  {row['max_abs']:.3e}  {row['mean_abs']:.3e}  {row['name']}")
     if per_layer:

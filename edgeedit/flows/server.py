@@ -15,9 +15,7 @@ import numpy as np
 from edgeedit.bundle import Bundle, load_bundle, save_bundle
 from edgeedit.catalog import load_profile, load_recipe
 from edgeedit.delta import Delta, TensorDelta
-from edgeedit.deploy.compare import compare
 from edgeedit.deploy.export import export_bundle
-from edgeedit.deploy.layers import compare_layers, first_drift, graph_layers, torch_layers
 from edgeedit.deploy.lower import lower
 from edgeedit.deploy.probes import deployed_values
 from edgeedit.edit.budget import Choice, parse_bytes
@@ -239,26 +237,3 @@ def with_controls(result: EditResult, encoder: Encoder, reader: VlmReader, heldo
     rows["edited_on_target"] = image_controls(edited, reader, labels, result.features_after["target"], seed).to_json()
     info = {**result.info, "vlm": rows}
     return replace(result, info=info, patch=replace(result.delta, info=info))
-
-
-def compare_bundle(path: Path, other: Path | None = None, *, per_layer: bool = False) -> dict[str, Any]:
-    """Torch against a Bundle's graph on its probes, or Bundle `path` against Bundle `other` on the probes of the first.
-
-    With `per_layer` also each patchable matrix's input and the first that drifts ("" when none does)."""
-    bundle = load_bundle(path)
-    pixels = bundle.probes()
-    if other is None and not per_layer:
-        value: dict[str, Any] = compare(encoder_of(bundle), bundle).to_json()
-        return value
-    if other is None:
-        left, right = torch_layers(encoder_of(bundle), bundle.precision, pixels), graph_layers(bundle, pixels)
-    else:
-        second = load_bundle(other)
-        if second.input_shape != bundle.input_shape:
-            raise MismatchError(f"bundles do not compare: expected input {bundle.input_shape}, got {second.input_shape}")
-        left, right = graph_layers(bundle, pixels), graph_layers(second, pixels)
-    layers = compare_layers(left, right)
-    value = {key: number for key, number in layers[-1].to_json().items() if key != "name"}
-    if per_layer:
-        value |= {"layers": [layer.to_json() for layer in layers], "first_drift": first_drift(layers)}
-    return value

@@ -27,7 +27,7 @@ from edgeedit.device.engines.ort_session import SessionPlan, make_session, sessi
 from edgeedit.device.runtime import Runtime
 from edgeedit.device.store import Store
 from edgeedit.edit.judging import judge_tensors
-from edgeedit.edit.methods.default import Default
+from edgeedit.edit.methods.local import Local
 from edgeedit.edit.readers import load_reader
 from edgeedit.edit.run import HeldOut, edit
 from edgeedit.edit.shots import load_pixels, load_shots, split_by_group
@@ -143,7 +143,7 @@ def test_an_edit_of_an_int8_bundle_judges_what_the_codes_stand_for(
     rejected = json.loads((tmp_path / "fix.delta.rejected.json").read_text("utf-8"))
     assert rejected["encoder"]["precision"] == "int8"
     found, fitted = load_shots(shots), load_reader(Path(reader))
-    method = Default(share=0.2, steps=20, lr=5e-3)
+    method = Local(share=0.2, steps=20, lr=5e-3, rounding_steps=8)
     found, judge = split_by_group(found, 0.5, 0)
     control, kept = split_by_group(load_shots(base), 0.5, 0)
     sets = HeldOut(judge, kept)
