@@ -28,6 +28,7 @@ COMMANDS = {
     "import-checkpoint": ("edgeedit.cli.outside", "import_checkpoint", "Turn a fine-tuned checkpoint into a judged .delta."),
     "explain": ("edgeedit.cli.explain", "explain", "Say what an edit touched and what each part of it does."),
     "report": ("edgeedit.cli.server", "report", "Render a .delta as one self-contained HTML file."),
+    "card": ("edgeedit.cli.card", "card", "Write a model card and a CycloneDX bill of materials."),
     "compare": ("edgeedit.cli.server", "compare", "Compare the torch encoder with a Bundle on its probes."),
     "demo": ("edgeedit.cli.server", "demo", "Run the whole chain on a real encoder and real images."),
     "pack": ("edgeedit.cli.server", "pack", "Lower a .delta onto a Bundle and sign it as a patch."),
@@ -109,7 +110,7 @@ def run(arguments: Sequence[str]) -> int:
         _report(error, as_json)
         return error.exit_code
     except ModuleNotFoundError as error:
-        missing = EdgeEditError(f"package is missing: expected {error.name}", hint='pip install "edgeedit[server,ort,report]"')
+        missing = EdgeEditError(f"package is missing: expected {error.name}", hint='pip install "edgeedit[server,ort,report,card]"')
         missing.exit_code = 6
         _report(missing, as_json)
         return 6
