@@ -1,4 +1,4 @@
-"""`edgeedit explain`: what an edit touched and what each part of it does, for the people who must approve it."""
+"""`edgeedit explain` and `report`: what an edit touched, what it did and what it cost, for the people who must approve it."""
 
 from __future__ import annotations
 
@@ -31,3 +31,22 @@ def explain(delta: Path, out: Path | None, as_json: bool, **options: object) -> 
 
     value = explain_files(ExplainRequest(delta=delta, **options), out, progress())  # type: ignore[arg-type]
     emit({**value, "explanation": str(out) if out else None}, "\n".join(summary_lines(value)), as_json=as_json)
+
+
+@click.command()
+@click.argument("delta", type=_PATH)
+@click.option("--patch", type=_PATH, help="The signed patch made of DELTA: sizes, signers, fingerprints; needs --trust.")
+@click.option("--trust", multiple=True, type=_PATH, help="Public key that signed the patch, or a folder of them. Repeatable.")
+@click.option("--bundle", type=_PATH, help="Its Bundle: size of the encoder, torch against the exported graph.")
+@click.option("--explain", type=_PATH, help="JSON file of `edgeedit explain -o`.")
+@click.option("--device", type=_PATH, help="What `edgeedit apply --json` printed on the device.")
+@click.option("--settings", type=_PATH, help="TOML file: change record, bands of the gauge, unit costs.")
+@click.option("--language", type=click.Choice(["en", "de", "ja", "zh"]), default="en", show_default=True, help="Of page one.")
+@click.option("-o", "--out", required=True, type=_PATH, help="HTML file; report.json is written beside it.")
+@json_option
+def report(out: Path, as_json: bool, **options: object) -> None:
+    """Render DELTA as one self-contained HTML file that prints well."""
+    from edgeedit.flows.report import ReportRequest, report_files
+
+    report_files(ReportRequest(**options), out)  # type: ignore[arg-type]
+    emit({"report": str(out), "bytes": out.stat().st_size}, f"report {out} ({out.stat().st_size} bytes)", as_json=as_json)

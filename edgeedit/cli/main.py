@@ -27,7 +27,7 @@ COMMANDS = {
     "import-peft": ("edgeedit.cli.outside", "import_peft", "Turn a PEFT LoRA adapter into a judged .delta."),
     "import-checkpoint": ("edgeedit.cli.outside", "import_checkpoint", "Turn a fine-tuned checkpoint into a judged .delta."),
     "explain": ("edgeedit.cli.explain", "explain", "Say what an edit touched and what each part of it does."),
-    "report": ("edgeedit.cli.server", "report", "Render a .delta as one self-contained HTML file."),
+    "report": ("edgeedit.cli.explain", "report", "Render a .delta as one self-contained HTML file."),
     "card": ("edgeedit.cli.card", "card", "Write a model card and a CycloneDX bill of materials."),
     "compare": ("edgeedit.cli.server", "compare", "Compare the torch encoder with a Bundle on its probes."),
     "demo": ("edgeedit.cli.server", "demo", "Run the whole chain on a real encoder and real images."),

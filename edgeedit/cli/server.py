@@ -143,19 +143,6 @@ def edit(out: Path, as_json: bool, **options: object) -> None:
 
 
 @click.command()
-@click.argument("delta", type=_PATH)
-@click.option("-o", "--out", required=True, type=_PATH, help="HTML file; report.json is written beside it.")
-@json_option
-def report(delta: Path, out: Path, as_json: bool) -> None:
-    """Render DELTA as one self-contained HTML file that prints well."""
-    from edgeedit.delta import load_delta
-    from edgeedit.report.html import save_report
-
-    save_report(load_delta(delta), out)
-    emit({"report": str(out), "bytes": out.stat().st_size}, f"report {out} ({out.stat().st_size} bytes)", as_json=as_json)
-
-
-@click.command()
 @click.argument("bundle", type=_PATH)
 @click.argument("other", type=_PATH, required=False)
 @click.option("--per-layer", is_flag=True, help="Also the input of each patchable matrix, and the first that drifts.")

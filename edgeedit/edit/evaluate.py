@@ -35,6 +35,13 @@ def features(encoder: Encoder, pixels: Array) -> Array:
     return rows
 
 
+def row_cosines(before: Array, after: Array) -> list[float]:
+    """Cosine of each image's features before and after, six decimals; two arrays (n, width)."""
+    a, b = before.astype(np.float64), after.astype(np.float64)
+    lengths = np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-12)
+    return [round(float(value), 6) for value in (a * b).sum(axis=1) / lengths]
+
+
 def reader_labels(shots: Shots, reader: Reader) -> Array:
     """Labels as the reader's class numbers; raises InputError naming a class that the reader does not know."""
     unknown = sorted(set(shots.classes) - set(reader.classes))

@@ -20,7 +20,7 @@ import torch
 from edgeedit import __version__
 from edgeedit.delta import Delta, TensorDelta
 from edgeedit.digest import digest_file
-from edgeedit.edit.evaluate import features, judge, reader_labels
+from edgeedit.edit.evaluate import features, judge, reader_labels, row_cosines
 from edgeedit.edit.gate import decide
 from edgeedit.edit.judging import Deployed
 from edgeedit.edit.locality import Locality
@@ -204,6 +204,7 @@ def edit(
     metrics = EditMetrics(*judged, gate, seconds, census.changed, census.changed / census.total, census.outside, census.total)
     info = {
         **_provenance(base, encoder, shots, control, reader, method, precision, seed),
+        "heldout": _heldout_info(heldout),
         "locality": {**_locality_info(base, locality, update.tensors), "importance": update.importance},
         "metrics": {**metrics.to_json(), "edit_seconds": None},  # no clock in a Delta: the same edit, the same bytes
         "survival": dict(census.survival),
@@ -272,7 +273,8 @@ def _evaluate(
         logits = own.verdict_logits(logits[0], labels), later.verdict_logits(logits[1], labels)
         labels = labels if shots.classes else logits[0].argmax(1)
         results[name] = judge(name, shots, labels, own, *logits)
-        rows += _verdict_rows(name, shots, labels, own, *logits)
+        cosines = row_cosines(before[name], after[name])
+        rows += [{**row, "cosine": c} for row, c in zip(_verdict_rows(name, shots, labels, own, *logits), cosines, strict=True)]
     if progress is not None:
         progress(len(sets), len(sets), "judged")
     return results, before, after, rows
@@ -325,6 +327,11 @@ def _provenance(
             "python": platform.python_version(),
         },
     }
+
+
+def _heldout_info(heldout: HeldOut) -> dict[str, Any]:
+    sets = {"target": heldout.target, "control": heldout.control, "unrelated": heldout.unrelated}
+    return {name: {"digest": row.digest, "n": len(row.paths)} for name, row in sets.items() if row is not None}
 
 
 def _locality_info(encoder: Encoder, locality: Locality, tensors: tuple[TensorDelta, ...]) -> dict[str, Any]:

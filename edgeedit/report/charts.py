@@ -19,10 +19,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from edgeedit.errors import InputError
-from edgeedit.metrics import Interval, SetResult
 from edgeedit.report import words
-from edgeedit.report.facts import wrong_count
 
 BEFORE, AFTER, BAD, INK, RULE = "#8a929c", "#12507b", "#a3271d", "#1d242c", "#d5dae0"
 _LABEL = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85}  # keeps a figure readable on a line
@@ -50,9 +47,11 @@ def _write(axes: Axes, text: str, at: tuple[float, float], colour: str) -> None:
     axes.annotate(text, at, xytext=(0, 6.5), textcoords="offset points", ha="center", fontsize=7.5, color=colour, bbox=_LABEL)
 
 
-def _share(axes: Axes, at: float, wilson: Interval, n: int, colour: str, marker: str) -> None:
-    axes.plot([100 * wilson.low, 100 * wilson.high], [at, at], color=colour, linewidth=2.2, solid_capstyle="butt")
-    wrong = wrong_count(wilson, n)
+def _share(axes: Axes, at: float, wilson: Mapping[str, Any], wrong: int | None, n: int, look: tuple[str, str]) -> None:
+    colour, marker = look
+    if wilson["low"] is None or wilson["high"] is None:
+        return
+    axes.plot([100 * wilson["low"], 100 * wilson["high"]], [at, at], color=colour, linewidth=2.2, solid_capstyle="butt")
     if wrong is None:
         return
     share = 100 * wrong / n
@@ -60,20 +59,29 @@ def _share(axes: Axes, at: float, wilson: Interval, n: int, colour: str, marker:
     _write(axes, f"{share:.1f}%", (share, at), colour)
 
 
-def effect_chart(sets: Sequence[SetResult], limit: float) -> str:
+def _change(axes: Axes, row: int, result: Mapping[str, Any], change: float | None, limit: float) -> None:
+    low, high = result["change"]["low"], result["change"]["high"]
+    if low is None or high is None or change is None:
+        return
+    bad = (result["name"] != "target" and high > limit) or (result["name"] == "target" and high >= 0)
+    colour = BAD if bad else AFTER
+    axes.plot([100 * low, 100 * high], [row, row], color=colour, linewidth=2.2, solid_capstyle="butt")
+    axes.plot([100 * change], [row], marker="D", color=colour, markersize=7)
+    _write(axes, words.points(change), (100 * change, row), colour)
+
+
+def effect_chart(report: Mapping[str, Any]) -> str:
     """Left: share misjudged before and after with Wilson 95 % intervals.  Right: paired change with 95 % interval."""
+    metrics, sets = report["metrics"], list(report["sets"])
+    limit = metrics["gate"]["limit"] or 0.0
     figure = Figure(figsize=(7.4, 0.75 + 0.72 * len(sets)), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.5, 1), sharey=True)
-    for row, result in enumerate(sets):
-        _share(left, row - 0.2, result.wrong_before, result.n, BEFORE, "o")
-        _share(left, row + 0.2, result.wrong_after, result.n, AFTER, "D")
-        change = 100 * (result.error_after - result.error_before)
-        low, high = 100 * result.change.low, 100 * result.change.high
-        colour = BAD if (result.name != "target" and high > 100 * limit) or (result.name == "target" and high >= 0) else AFTER
-        right.plot([low, high], [row, row], color=colour, linewidth=2.2, solid_capstyle="butt")
-        right.plot([change], [row], marker="D", color=colour, markersize=7)
-        _write(right, words.points(change / 100), (change, row), colour)
-    left.set_yticks(range(len(sets)), [f"{result.name}\nn = {result.n}" for result in sets])
+    for row, name in enumerate(sets):
+        result, own = metrics[name], report["sets"][name]
+        _share(left, row - 0.2, result["wrong_before"], own["misjudged_before"], own["n"], (BEFORE, "o"))
+        _share(left, row + 0.2, result["wrong_after"], own["misjudged_after"], own["n"], (AFTER, "D"))
+        _change(right, row, result, own["error_change"], limit)
+    left.set_yticks(range(len(sets)), [f"{name}\nn = {report['sets'][name]['n']}" for name in sets])
     left.set_ylim(len(sets) - 0.45, -0.65)
     left.set_xlim(left=min(0.0, left.get_xlim()[0]))
     right.margins(x=0.16)
@@ -85,32 +93,53 @@ def effect_chart(sets: Sequence[SetResult], limit: float) -> str:
     return _svg(figure)
 
 
-def where_chart(locality: Mapping[str, Any] | None) -> str | None:
-    """Heat map of head scores (blocks x heads, chosen heads outlined) and the share of first-FFN weights that changed
-    per block; None without locality.  Raises InputError when the locality is malformed."""
-    blocks = (locality or {}).get("blocks") or []
-    if not blocks:
-        return None
-    try:
-        scores = np.array([[float(head["score"]) for head in block["heads"]] for block in blocks], dtype=np.float64)
-        chosen = np.array([[bool(head["chosen"]) for head in block["heads"]] for block in blocks], dtype=bool)
-        shares = np.array([float(block["fc1_share"]) for block in blocks], dtype=np.float64)
-        names = [int(block["block"]) for block in blocks]
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"cannot report: expected a locality of blocks and heads, got {error!r}") from error
-    if scores.ndim != 2 or not scores.size:
-        return None
-    figure = Figure(figsize=(7.4, 1.0 + 0.21 * len(names)), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1.25, 1), sharey=True)
-    _heads(figure, left, scores, chosen, names)
-    right.barh(range(len(names)), 100 * np.nan_to_num(shares), color=AFTER, height=0.62)
-    for row, value in enumerate(shares):
+def drift_chart(drift: Mapping[str, Any]) -> str:
+    """Histogram of cosine(base, patched) per set, share of the set's images in each bin, one row a set."""
+    sets = drift["sets"]
+    edges = np.array(drift["edges"], dtype=np.float64)
+    figure = Figure(figsize=(7.4, 0.55 + 0.72 * len(sets)), layout="constrained")
+    rows = np.atleast_1d(figure.subplots(len(sets), 1, sharex=True))
+    for axes, (name, row) in zip(rows, sets.items(), strict=True):
+        shares = 100 * np.array(row["counts"], dtype=np.float64) / max(1, row["n"])
+        axes.bar(edges[:-1], shares, np.diff(edges), align="edge", color=AFTER if name == "target" else BEFORE, linewidth=0)
+        axes.axvline(row["median"], color=BAD, linewidth=1.1)
+        _bare(axes)
+        axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8, color=INK)
+        axes.set_yticks([float(shares.max())], [f"{shares.max():.0f}%"], fontsize=7)
+        axes.set_ylim(0, 1.12 * max(1e-9, float(shares.max())))
+    rows[-1].set_xlabel("cosine of the features, base and patched (red: median)", fontsize=8, color=INK)
+    return _svg(figure)
+
+
+def _side_bars(axes: Axes, values: np.ndarray[Any, Any], texts: Sequence[str], title: str) -> None:
+    axes.barh(range(len(values)), np.nan_to_num(values), color=AFTER, height=0.62)
+    for row, (value, text) in enumerate(zip(values, texts, strict=True)):
         if math.isfinite(value) and value > 0:
-            at, text = (100 * value, row), f"{100 * value:.2g}%"
-            right.annotate(text, at, xytext=(3, 0), textcoords="offset points", va="center", fontsize=7, color=INK)
-    _bare(right)
-    right.margins(x=0.14)
-    right.set_xlabel("first feed-forward weights changed, %", fontsize=8, color=INK)
+            axes.annotate(text, (value, row), xytext=(3, 0), textcoords="offset points", va="center", fontsize=6.5, color=INK)
+    _bare(axes)
+    axes.margins(x=0.3)
+    axes.locator_params(axis="x", nbins=4)
+    axes.tick_params(axis="x", labelsize=6.5)
+    axes.set_xlabel(title, fontsize=8, color=INK)
+
+
+def where_chart(where: Mapping[str, Any]) -> str | None:
+    """Heat map of head scores (blocks x heads, chosen heads outlined), the share of first-FFN weights that changed, and bytes (entries
+    without a patch) per block; None without head scores of one shape."""
+    blocks = [row for row in where["blocks"] if row["heads"]]
+    if not blocks or len({len(row["heads"]) for row in blocks}) != 1:
+        return None
+    scores = np.array([[math.nan if head["score"] is None else head["score"] for head in row["heads"]] for row in blocks])
+    chosen = np.array([[head["chosen"] for head in row["heads"]] for row in blocks], dtype=bool)
+    shares = np.array([100 * (row["fc1_share"] or 0.0) for row in blocks])
+    key = "bytes" if where["measured"] else "entries"
+    sizes = np.array([row[key] or 0 for row in blocks], dtype=np.float64) / 1000
+    names = [row["block"] for row in blocks]
+    figure = Figure(figsize=(7.4, 1.0 + 0.21 * len(names)), layout="constrained")
+    left, middle, right = figure.subplots(1, 3, width_ratios=(1.35, 0.8, 0.8), sharey=True)
+    _heads(figure, left, scores, chosen, names)
+    _side_bars(middle, shares, [f"{value:.2g}%" for value in shares], "first FFN changed, %")
+    _side_bars(right, sizes, [f"{value:.3g}" for value in sizes], "patch, kB" if where["measured"] else "weights, thousands")
     return _svg(figure)
 
 

@@ -10,13 +10,17 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import PurePath
 from typing import Any
+
+import numpy as np
 
 from edgeedit.errors import InputError
 from edgeedit.metrics import EditMetrics, Interval, metrics_from_json
 
 SETS = ("target", "control", "unrelated")
 WORST_GROUPS = 5
+HISTOGRAM_BINS = 24
 _RANK = {"broken": 0, "still": 1, "fixed": 2}
 _HINT = "was the .delta made by `edgeedit edit`?"
 _Z2 = 1.959963984540054**2
@@ -24,7 +28,8 @@ _Z2 = 1.959963984540054**2
 
 @dataclass(frozen=True)
 class Verdict:
-    """One held-out image: its truth, the verdicts before and after, and the reader's share for the truth (0..1)."""
+    """One held-out image: its truth, the verdicts before and after, the reader's share for the truth (0..1), and the cosine of its features
+    before and after."""
 
     set: str
     image: str
@@ -34,6 +39,7 @@ class Verdict:
     after: str
     score_before: float | None
     score_after: float | None
+    cosine: float | None = None
 
     @property
     def flip(self) -> str:
@@ -89,7 +95,7 @@ def read_verdicts(info: Mapping[str, Any]) -> tuple[Verdict, ...]:
 
 def _verdict(row: Mapping[str, Any]) -> Verdict:
     name, image, group, label, before, after = (str(row[key]) for key in ("set", "image", "group", "label", "before", "after"))
-    return Verdict(name, image, group, label, before, after, _score(row.get("score_before")), _score(row.get("score_after")))
+    return Verdict(name, image, group, label, before, after, *(_score(row.get(key)) for key in ("score_before", "score_after", "cosine")))
 
 
 def wrong_count(wilson: Interval, n: int) -> int | None:
@@ -110,6 +116,13 @@ def flips(rows: Iterable[Verdict]) -> tuple[Verdict, ...]:
     return tuple(sorted((row for row in rows if row.flip), key=rank))
 
 
+def kappa(pairs: Iterable[tuple[str, str]]) -> float | None:
+    """Cohen's kappa of (truth, verdict) pairs; None where chance alone would agree always, or without pairs."""
+    counted = Counter(pairs)
+    names = sorted({name for pair in counted for name in pair})
+    return _kappa([[counted[truth, verdict] for verdict in names] for truth in names])
+
+
 def _kappa(counts: Sequence[Sequence[int]]) -> float | None:
     total = sum(map(sum, counts))
     if not total:
@@ -127,6 +140,23 @@ def confusion(rows: Sequence[Verdict], known: Sequence[str]) -> Confusion:
     pairs = Counter((row.label, row.before) for row in rows), Counter((row.label, row.after) for row in rows)
     before, after = (tuple(tuple(pair[truth, verdict] for verdict in classes) for truth in classes) for pair in pairs)
     return Confusion(tuple(classes), before, after, _kappa(before), _kappa(after))
+
+
+def cosine_drift(sets: Mapping[str, Sequence[Verdict]]) -> dict[str, Any] | None:
+    """Histograms of cosine(base, patched) over common edges: edges, and per set n, least, median, mean and counts; None where no set
+    stored cosines."""
+    known = {name: np.array([row.cosine for row in rows if row.cosine is not None]) for name, rows in sets.items()}
+    known = {name: values for name, values in known.items() if values.size}
+    if not known:
+        return None
+    low = min(float(values.min()) for values in known.values())
+    high = max(1.0, *(float(values.max()) for values in known.values()))
+    edges = np.linspace(low if low < high else high - 1e-6, high, HISTOGRAM_BINS + 1)
+    found: dict[str, Any] = {"edges": [float(edge) for edge in edges], "sets": {}}
+    for name, values in known.items():
+        row = {"n": int(values.size), "least": float(values.min()), "median": float(np.median(values)), "mean": float(values.mean())}
+        found["sets"][name] = {**row, "counts": [int(count) for count in np.histogram(values, edges)[0]]}
+    return found
 
 
 def worst_groups(rows: Sequence[Verdict]) -> tuple[tuple[GroupRow, ...], int]:
@@ -164,5 +194,5 @@ def plain(value: Any) -> Any:
 
 
 def verdict_json(row: Verdict) -> dict[str, Any]:
-    """One flip for `report.json`."""
-    return {**asdict(row), "flip": row.flip}
+    """One verdict for `report.json`."""
+    return {**asdict(row), "flip": row.flip, "name": PurePath(row.image).name or row.image}

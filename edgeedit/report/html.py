@@ -1,7 +1,8 @@
 """The report of an edit: one self-contained HTML page that prints well, and `report.json` beside it.
 
-Guarantees: no script, no address on a network, every string of a Delta escaped; at most 72 thumbnails, so the page
-stays below 5 MB; the same input gives the same bytes.  Does not judge: it shows what the edit measured.
+Guarantees: no script, no address on a network, every string of a Delta escaped; at most 105 small pictures, so the page
+stays below 5 MB; every number of the page is in `report.json`; the same input gives the same bytes.  Does not judge: it
+shows what the edit measured.
 """
 
 from __future__ import annotations
@@ -14,8 +15,12 @@ import jinja2
 
 from edgeedit.delta import Delta
 from edgeedit.files import replace_file, write_json
-from edgeedit.report import charts, record, view
-from edgeedit.report.facts import read_metrics, read_verdicts
+from edgeedit.report import details, page_one
+from edgeedit.report.cards import card
+from edgeedit.report.language import load_texts
+from edgeedit.report.record import Given, build
+from edgeedit.report.settings import ReportSettings
+from edgeedit.report.sheet import Sheet
 
 
 def _environment() -> jinja2.Environment:
@@ -23,38 +28,69 @@ def _environment() -> jinja2.Environment:
     return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
-def render_report(delta: Delta, *, cost: Mapping[str, Any] | None = None, device: Mapping[str, Any] | None = None) -> str:
-    """One HTML page about `delta`.
+def _subtitle(sheet: Sheet, language: str) -> list[Any]:
+    stated = [("change_id", "id"), ("product", "product"), ("station", "station")]
+    rows = [
+        sheet.say(key, **{"id" if key == "change_id" else "name": sheet.text(f"change.{name}")}) + "."
+        for key, name in stated
+        if sheet.value(f"change.{name}")
+    ]
+    return [*rows, sheet.say("subtitle"), *([] if language == "en" else [sheet.say("details_note")])]
 
-    `cost` may hold patch_bytes, encoder_bytes, probe_tolerance, patch_digest, parent, result and signers; `device` the
-    demo's `apply` figures with device_equals_server, rollback_exact and max_output_difference.  What is absent is left
-    out.  Raises InputError when the Delta's metrics, verdicts or locality are malformed."""
-    metrics, verdicts = read_metrics(delta.info), read_verdicts(delta.info)
-    sets = view.judged_sets(metrics)
-    classes = [str(name) for name in view.section(delta.info, "reader").get("classes") or ()]
+
+def _render(report: Mapping[str, Any], language: str) -> str:
+    sheet = Sheet(report, load_texts(language))
+    english = Sheet(report, load_texts("en"))
     return _environment().get_template("report.html.j2").render(
-        headline=view.headline(metrics),
-        warnings=view.warnings(metrics, device),
-        story=view.story(delta, metrics, verdicts),
-        tiles=view.tiles(metrics, cost, device),
-        examples=view.examples(verdicts),
-        effect_chart=charts.effect_chart(sets, metrics.gate.limit) if metrics else None,
-        sets=[view.set_view(row, verdicts, classes) for row in sets],
-        where_chart=charts.where_chart(view.section(delta.info, "locality")),
-        cost=view.cost_rows(metrics, cost, device),
-        deployed=view.deployed_rows(delta, cost, device),
-        provenance=record.provenance_rows(delta, cost),
-        licences=record.licence_notes(delta.info),
-        limits=record.limits(delta, metrics, verdicts, device),
-        undo=record.UNDO,
+        language=language,
+        say=sheet.say,
+        subtitle=_subtitle(sheet, language),
+        headline=page_one.headline(sheet),
+        alarms=page_one.alarms(sheet),
+        tiles=page_one.tiles(sheet),
+        story=page_one.story(sheet),
+        gauge=page_one.gauge(sheet),
+        examples=[card(sheet, f"examples.{place}") for place in range(len(report["examples"]))],
+        **details.blocks(english),
     )  # fmt: skip
 
 
-def save_report(delta: Delta, path: Path, *, cost: Mapping[str, Any] | None = None, device: Mapping[str, Any] | None = None) -> None:
-    """Write the page to `path` and its summary to `report.json` beside it, both durably.
+def _given(
+    cost: Mapping[str, Any] | None, device: Mapping[str, Any] | None, explanation: Mapping[str, Any] | None, settings: ReportSettings | None
+) -> Given:
+    return Given(cost or {}, device or {}, explanation, settings or ReportSettings())
 
-    Raises InputError for a malformed Delta and RefusedError when the disk refuses; then nothing half-written is left."""
-    page = render_report(delta, cost=cost, device=device)
-    content = record.summary(delta, read_metrics(delta.info), read_verdicts(delta.info), cost, device)
+
+def render_report(
+    delta: Delta,
+    *,
+    cost: Mapping[str, Any] | None = None,
+    device: Mapping[str, Any] | None = None,
+    explanation: Mapping[str, Any] | None = None,
+    settings: ReportSettings | None = None,
+    language: str = "en",
+) -> str:
+    """One HTML page about `delta`; `cost`, `device`, `explanation` and `settings` as in `Given`.
+
+    `language` is that of page one (en, de, ja, zh).  Raises InputError when the Delta's metrics, verdicts or locality, or the explanation,
+    are malformed, and for an unknown language."""
+    return _render(build(delta, _given(cost, device, explanation, settings)), language)
+
+
+def save_report(
+    delta: Delta,
+    path: Path,
+    *,
+    cost: Mapping[str, Any] | None = None,
+    device: Mapping[str, Any] | None = None,
+    explanation: Mapping[str, Any] | None = None,
+    settings: ReportSettings | None = None,
+    language: str = "en",
+) -> None:
+    """Write the page to `path` and `report.json` beside it, both durably.
+
+    Raises InputError as `render_report` does and RefusedError when the disk refuses; then nothing half-written is left."""
+    report = build(delta, _given(cost, device, explanation, settings))
+    page = _render(report, language)
     replace_file(path, page.encode("utf-8"))
-    write_json(path.with_name("report.json"), content)
+    write_json(path.with_name("report.json"), report)

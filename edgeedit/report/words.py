@@ -1,4 +1,4 @@
-"""How numbers are written in a report: percent, percentage points, p-values, bytes, milliseconds.
+"""How numbers are written in a report: percent, percentage points, p-values, bytes, durations, amounts.
 
 Guarantees: one place for every format; a missing, NaN or infinite number is written as `NONE`, never as a figure.
 """
@@ -8,8 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from typing import Any
-
-from edgeedit.metrics import Interval
 
 NONE = "not measured"
 _MINUS = "\N{MINUS SIGN}"
@@ -27,10 +25,6 @@ def number(source: Mapping[str, Any] | None, key: str) -> float | None:
 def _signed(value: float, digits: int) -> str:
     rounded = round(value, digits)
     return f"{rounded:+.{digits}f}".replace("-", _MINUS) if rounded else f"{0:.{digits}f}"
-
-
-def _finite(value: Interval) -> bool:
-    return math.isfinite(value.low) and math.isfinite(value.high)
 
 
 def percent(value: float | None) -> str:
@@ -51,35 +45,34 @@ def points(value: float) -> str:
     return NONE if not math.isfinite(value) else f"{_signed(100 * value, 1)}{_SPACE}pt"
 
 
-def interval(value: Interval) -> str:
-    """A 95 % interval of a share in percent."""
-    if not _finite(value):
-        return NONE
-    return f"{100 * value.low:.1f} to {100 * value.high:.1f}{_SPACE}%"
+def points_of(value: float) -> str:
+    """A limit of a share in percentage points, without sign."""
+    return f"{100 * value:.1f}{_SPACE}pt"
 
 
-def change_interval(value: Interval) -> str:
-    """A 95 % interval of a change in percentage points."""
-    if not _finite(value):
-        return NONE
-    return f"{_signed(100 * value.low, 1)} to {_signed(100 * value.high, 1)}{_SPACE}pt"
+def whole_percent(value: float) -> str:
+    """A share 0..1 as whole percent."""
+    return f"{100 * value:.0f}{_SPACE}%"
 
 
-def quoted(text: str) -> str:
-    """A class name inside a sentence."""
-    return f"\N{LEFT DOUBLE QUOTATION MARK}{text}\N{RIGHT DOUBLE QUOTATION MARK}"
+def signed_points(value: float) -> str:
+    """A change of a share, -1..1, in percentage points with sign and without unit."""
+    return NONE if not math.isfinite(value) else _signed(100 * value, 1)
+
+
+def bare_percent(value: float) -> str:
+    """A share 0..1 in percent without unit, where the unit follows later."""
+    return NONE if not math.isfinite(value) else f"{100 * value:.1f}"
+
+
+def signed(value: float, digits: int) -> str:
+    """A plain number with sign and fixed decimals."""
+    return NONE if not math.isfinite(value) else _signed(value, digits)
 
 
 def decimal(value: float | None, digits: int = 3) -> str:
     """A plain number with fixed decimals."""
     return NONE if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
-
-
-def difference(before: float | None, after: float | None) -> str:
-    """after - before of two plain numbers, with sign; empty when one of them is missing."""
-    if before is None or after is None or not math.isfinite(after - before):
-        return ""
-    return _signed(after - before, 3)
 
 
 def p_value(value: float) -> str:
@@ -92,6 +85,32 @@ def p_value(value: float) -> str:
 def count(value: float | None) -> str:
     """A whole number with thousands separated."""
     return NONE if value is None else f"{round(value):,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
+def signed_count(value: float) -> str:
+    """A whole number with sign and thousands separated."""
+    return ("+" if value > 0 else _MINUS if value < 0 else "") + count(abs(value))
+
+
+def seconds(value: float) -> str:
+    """A duration given in seconds."""
+    return f"{value:.1f}{_SPACE}s"
+
+
+def significant(value: float) -> str:
+    """A number of any size with three significant digits."""
+    return f"{value:.3g}".replace("-", _MINUS)
+
+
+def plain_number(value: float) -> str:
+    """A number as it was given: whole ones with thousands separated, others with at most six significant digits."""
+    return count(value) if float(value).is_integer() else f"{value:.6g}"
+
+
+def money(value: float) -> str:
+    """An amount with two decimals and thousands separated; the currency stands beside it."""
+    whole = f"{abs(value):,.2f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+    return f"{_MINUS}{whole}" if round(value, 2) < 0 else whole
 
 
 def size(value: float | None) -> str:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from edgeedit.delta import Delta, SparsePart, TensorDelta
+from edgeedit.report.settings import ReportSettings, read_settings
 
 Row = dict[str, Any]
 Z = 1.959963984540054
@@ -46,7 +47,8 @@ def make_rows(name: str, n: int, wrong: int, fixed: int, broken: int, picture: C
         after = label if i < fixed or wrong <= i < n - broken else other
         scores = (0.2 if before != label else 0.9, 0.8 if after == label else 0.3)
         rows.append({"set": name, "image": picture(f"{name}-{i:03d}.png"), "group": f"module-{i // 10}", "label": label,
-                     "before": before, "after": after, "score_before": scores[0], "score_after": scores[1]})  # fmt: skip
+                     "before": before, "after": after, "score_before": scores[0], "score_after": scores[1],
+                     "cosine": round(0.99 - 0.003 * (i % 17) * (3 if name == "target" else 1), 6)})  # fmt: skip
     return rows
 
 
@@ -78,6 +80,7 @@ def delta(pictures: Path) -> Delta:
         "reader": {"kind": "linear", "digest": "cd" * 32, "classes": ["intact", "defective"]},
         "shots": {"digest": "ef" * 32, "n": 40, "classes": ["intact", "defective"]},
         "control": {"digest": "12" * 32, "n": 256},
+        "heldout": {"target": {"digest": "3" * 64, "n": 60}, "control": {"digest": "4" * 64, "n": 80}},
         "method": {"name": "lorsu", "share": 0.1, "heads": 2, "steps": 60, "learning_rate": 0.0005, "bits": 7},
         "seed": 0, "versions": {"edgeedit": "0.1.0", "torch": "2.13.0", "numpy": "2.3.0", "python": "3.11.9"},
         "locality": {"blocks": [{"block": i, "fc1_share": float(rng.random() / 50), "heads": heads[i]} for i in range(12)]},
@@ -86,3 +89,87 @@ def delta(pictures: Path) -> Delta:
     }  # fmt: skip
     part = SparsePart(np.array([1, 5], dtype=np.int64), np.array([3, -2], dtype=np.int16), 0.001)
     return Delta((TensorDelta("encoder.layer.3.mlp.fc1.weight", (4, 4), sparse=part),), info)
+
+
+@pytest.fixture(scope="session")
+def settings() -> ReportSettings:
+    change = {
+        "id": "CR-2026-041",
+        "product": "Cell 6x10",
+        "station": "EL tester 2",
+        "reason": "New lamp since May; intact cells were rejected.",
+        "requested_by": "Line 3",
+        "made_by": "Vision team",
+        "made_on": "2026-05-04",
+        "approved_by": "Quality",
+        "approved_on": "2026-05-06",
+        "expires": "2026-11-06",
+    }
+    costs = {
+        "currency": "EUR",
+        "cameras": 40,
+        "server_hour": 2.5,
+        "megabyte": 0.01,
+        "downtime_minute": 180,
+        "rebuild_minutes": 4.5,
+        "truck_roll": 420,
+        "truck_rolls_avoided": 2,
+    }
+    return read_settings({"change": change, "gauge": {"defective": ["defective"]}, "costs": costs})
+
+
+@pytest.fixture(scope="session")
+def explanation(pictures: Path) -> Row:
+    """What `edgeedit explain` writes, with invented figures."""
+    rng = np.random.default_rng(1)
+    components = [
+        {
+            "name": f"block {i // 3} {('head 2', 'head 4', 'fc1')[i % 3]}",
+            "kind": "head",
+            "block": i // 3,
+            "head": 2,
+            "changed": 40 + i,
+            "energy_share": float(rng.random() / 12),
+            "score": None,
+            "target": {"loss_rise": float(rng.normal() / 9), "margin_fall": 0.01, "more_misjudged": int(rng.integers(-2, 3))},
+            "control": {"loss_rise": float(rng.normal() / 90), "margin_fall": 0.0, "more_misjudged": 0},
+        }
+        for i in range(12)
+    ]
+    images = [str(pictures / f"target-{i:03d}.png") for i in range(3)]
+    maps = [
+        {
+            "image": name,
+            "label": "intact",
+            "verdict_before": "defective",
+            "verdict_after": "intact",
+            **{when: rng.normal(size=(7, 7)).round(4).tolist() for when in ("before", "after")},
+        }
+        for name in images
+    ]
+    near = [
+        {
+            "image": name,
+            "label": "intact",
+            **{
+                when: [
+                    {"image": images[j], "label": ("intact", "defective")[(j + k) % 2], "labelled": True, "cosine": 0.9 - j / 10}
+                    for j in range(3)
+                ]
+                for k, when in enumerate(("before", "after"))
+            },
+        }
+        for name in images
+    ]
+    return {
+        "schema_version": 1,
+        "importance": {"covered": 0.412, "random_mean": 0.113, "random_high": 0.121, "blocks": []},
+        "census": {"tensors": [], "tensors_in_encoder": 150, "elements": 21895926, "changed": 81234, "outside": 0},
+        "sets": {},
+        "components": components,
+        "drift": {
+            name: {"n": 48, "cka": [0.999, 0.9731, 0.981], "shift": 0.2134, "cosine": 0.0311} for name in ("target", "control", "probes")
+        },
+        "saliency": {"unit": "logits", "window_pixels": 32, "limit": 2.731, "images": maps, "caution": "It does not prove why."},
+        "neighbours": {"searched": 128, "agree_before": 0.44, "agree_after": 0.78, "images": near},
+    }
