@@ -80,7 +80,7 @@ def _object(path: Path) -> dict[str, Any]:
 def bundle_facts(delta: Delta, bundle: Bundle) -> dict[str, Any]:
     """Bytes of the encoder's weights, and torch against the Bundle's graph on its probes.  Raises MismatchError when the delta was made
     for another encoder."""
-    from edgeedit.flows.server import compare_bundle
+    from edgeedit.flows.comparing import compare_bundle
 
     made_for = (delta.info.get("encoder") or {}).get("source_digest")
     if made_for != bundle.source_digest:
