@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import threading
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,8 +105,9 @@ class MqttOutlet:
     def close(self) -> None:
         """Say that the device goes, and end; what waits is in the spool."""
         if self._online:
-            # A clean goodbye cancels the will, so it is said here.
-            self._client.publish(self._topics["status"], _json({"online": False}), qos=1, retain=True).wait_for_publish(2.0)
+            # A clean goodbye cancels the will, so it is said here; a link that went meanwhile leaves it to the will.
+            with suppress(RuntimeError):
+                self._client.publish(self._topics["status"], _json({"online": False}), qos=1, retain=True).wait_for_publish(2.0)
         self._client.disconnect()
         self._client.loop_stop()
         with self._lock:
