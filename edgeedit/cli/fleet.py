@@ -1,4 +1,4 @@
-"""`edgeedit fleet` and `edgeedit history`: enrolled devices, their receipts, and the sealed log of who did what."""
+"""`edgeedit fleet`: enrolled devices, their receipts, and who runs what."""
 
 from __future__ import annotations
 
@@ -100,25 +100,3 @@ def fleet_status(ledger: str, repo: str | None, site: str | None, silent_days: i
     if html is not None:
         replace_file(html, as_html(view).encode())
     emit(view, as_text(view), as_json=as_json)
-
-
-@click.command()
-@_LEDGER
-@click.option("--verify", is_flag=True, help="Recompute every seal and signature; exit 5 when a row or receipt was changed.")
-@click.option("--last", default=20, show_default=True, help="Rows to show.")
-@json_option
-def history(ledger: str, verify: bool, last: int, as_json: bool) -> None:
-    """Show the ledger's sealed log of what was done, and verify it."""
-    from edgeedit.ota.server.ledger import Ledger, as_time
-
-    book = Ledger(ledger)
-    value = {"verified": False, "rows": [], "hash": ""}
-    if verify:
-        count, head = book.verify_history()
-        value |= {"verified": True, "count": count, "hash": head}
-    rows = book.history()[-last:] if last else []
-    value["rows"] = rows
-    lines = [f"{row['number']:>6}  {as_time(row['time'])}  {row['event']:<20} {row['subject']}" for row in rows]
-    if verify:
-        lines.append(f"ok: {value['count']} rows; note the last hash elsewhere: {value['hash']}")
-    emit(value, "\n".join(lines), as_json=as_json)

@@ -42,7 +42,7 @@ COMMANDS = {
     "repo": ("edgeedit.cli.repo", "repo", "Publish patches as a static TUF repository."),
     "rollout": ("edgeedit.cli.rollout", "rollout", "Release a patch to a site in stages."),
     "fleet": ("edgeedit.cli.fleet", "fleet", "Enrol devices, take their receipts, see who runs what."),
-    "history": ("edgeedit.cli.fleet", "history", "Show and verify the ledger's sealed log."),
+    "history": ("edgeedit.cli.history", "history", "Show what a chain of updates gained and moved, or the ledger's log."),
     "provision": ("edgeedit.cli.device", "provision", "Put a Bundle and trusted keys on a device, once."),
     "apply": ("edgeedit.cli.device", "apply", "Stage a patch and try it in an engine of its own."),
     "stage": ("edgeedit.cli.device", "stage", "Verify and stage a patch for a running application to take."),
