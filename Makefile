@@ -146,14 +146,17 @@ test-tensorrt-rtx: $(VENV)/.installed
 test-optimum: $(VENV)/.installed
 	sh tests/optimum/run.sh $(PYTHON) $(CURDIR)/$(BIN)/python build/optimum
 
-# System packages for tests (root): a web server, a message broker, a database, a software HSM, archivers, compilers, OpenSSL and zlib for this machine and for aarch64, and qemu-user to run the latter.
+# System packages for tests (root): a browser, a web server, a message broker, a database, a software HSM, archivers, compilers, OpenSSL and zlib for this machine and for aarch64, and qemu-user to run the latter.
 BENCH_PACKAGES := bsdiff xdelta3 zstd zchunk
 OTA_PACKAGES := nginx-light mosquitto cpio squashfs-tools softhsm2 postgresql
 # Other update engines, as judges of what `pack --for` writes.
 ENGINE_PACKAGES := rauc swupdate mender-client mender-artifact
 NATIVE_PACKAGES := g++ clang pkg-config libssl-dev zlib1g-dev g++-aarch64-linux-gnu qemu-user libssl-dev:arm64 zlib1g-dev:arm64
 SYSTEM_PACKAGES := systemd
+# The report is printed and looked at in a real browser; the fonts are for Japanese and Chinese (11 MB), poppler reads the PDF back.
+BROWSER_PACKAGES := chromium poppler-utils fonts-wqy-zenhei fonts-ipafont-gothic
 test-deps:
+	@dpkg -s $(BROWSER_PACKAGES) >/dev/null 2>&1 || (apt-get update -q && apt-get install -yq --no-install-recommends $(BROWSER_PACKAGES))
 	@dpkg -s $(OTA_PACKAGES) >/dev/null 2>&1 || (apt-get update -q && apt-get install -yq $(OTA_PACKAGES))
 	@dpkg -s $(ENGINE_PACKAGES) >/dev/null 2>&1 || (apt-get update -q && apt-get install -yq --no-install-recommends $(ENGINE_PACKAGES))
 	@dpkg -s $(BENCH_PACKAGES) >/dev/null 2>&1 || (apt-get update -q && apt-get install -yq $(BENCH_PACKAGES))
@@ -173,8 +176,9 @@ bench-patch: $(VENV)/.installed $(VENV)/.assets
 	$(BIN)/python benchmarks/patch_table.py
 	$(BIN)/python benchmarks/patch_speed.py --json benchmarks/results/patch_speed.json
 
+# The report's pages, PDFs and pictures of the browser tests are left in build/report.
 pytest: $(VENV)/.installed $(VENV)/.assets $(GOOSEBIT)/.installed
-	$(BIN)/python -m pytest -q
+	EDGEEDIT_REPORT_ARTEFACTS=$(CURDIR)/build/report $(BIN)/python -m pytest -q
 
 test: lint types contracts native fuzz-ci test-wheel test-pythons test-transformers pytest
 

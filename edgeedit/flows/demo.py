@@ -241,7 +241,7 @@ def _judge(
 
 def leave(server: Server, folder: Path, run: Mapping[str, Any], result: EditResult, data: Scenario, vlm: str = "") -> None:
     """Report, pictures and the commands by hand of one seed; `vlm` is what `--vlm` was."""
-    cost = {"patch_bytes": run["patch_bytes"], "encoder_bytes": run["encoder_bytes"]}
+    cost = {key: run[key] for key in ("patch_bytes", "encoder_bytes", "edit_seconds")}
     device = None
     if run["apply"] is not None:
         device = {**run["apply"], **{k: run[k] for k in ("device_equals_server", "rollback_exact", "max_output_difference")}}

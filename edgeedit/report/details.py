@@ -174,7 +174,8 @@ def _where(sheet: Sheet) -> dict[str, Any] | None:
     for place in range(len(found["blocks"])):
         path = f"where.blocks.{place}"
         counts = {key: sheet.show(f"{path}.{key}", "count") for key in ("block", "chosen", "entries")}
-        size = sheet.show(f"{path}.bytes", "count") if found["measured"] else Markup("\N{EM DASH}")
+        known = found["blocks"][place]["bytes"] is not None
+        size = sheet.show(f"{path}.bytes", "count") if known else Markup("\N{EM DASH}")
         rows.append({**counts, "share": sheet.show(f"{path}.fc1_share", "small_percent"), "bytes": size})
     right = "bytes in the patch" if found["measured"] else "weights changed"
     return {"chart": charts.where_chart(found), "rows": rows, "right": right}

@@ -28,14 +28,10 @@ def _environment() -> jinja2.Environment:
     return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
-def _subtitle(sheet: Sheet, language: str) -> list[Any]:
-    stated = [("change_id", "id"), ("product", "product"), ("station", "station")]
-    rows = [
-        sheet.say(key, **{"id" if key == "change_id" else "name": sheet.text(f"change.{name}")}) + "."
-        for key, name in stated
-        if sheet.value(f"change.{name}")
-    ]
-    return [*rows, sheet.say("subtitle"), *([] if language == "en" else [sheet.say("details_note")])]
+def _subtitle(sheet: Sheet, language: str) -> Any:
+    stated = (("change_id", "id"), ("product", "product"), ("station", "station"))
+    rows = [sheet.say(key, name=sheet.text(f"change.{name}")) for key, name in stated if sheet.value(f"change.{name}")]
+    return sheet.join([*rows, sheet.say("subtitle"), *([] if language == "en" else [sheet.say("details_note")])])
 
 
 def _render(report: Mapping[str, Any], language: str) -> str:

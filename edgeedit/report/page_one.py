@@ -18,10 +18,6 @@ Pairs = list[tuple[Markup, Markup]]
 _VERDICTS = ("pass", "fail", "undecided")
 
 
-def _join(parts: list[Markup]) -> Markup:
-    return Markup(" ").join(parts)
-
-
 def _set(sheet: Sheet, name: str) -> Markup:
     return sheet.say(f"set_{name}")
 
@@ -134,7 +130,7 @@ def _wrong(sheet: Sheet) -> Markup:
     if sheet.value(f"{own}.mistake"):
         truth, verdict = (sheet.text(f"{own}.mistake.{key}") for key in ("truth", "verdict"))
         parts.append(sheet.say("mistake", truth=truth, verdict=verdict, times=sheet.show(f"{own}.mistake.times", "count")))
-    return _join(parts)
+    return sheet.join(parts)
 
 
 def _changed(sheet: Sheet) -> Markup:
@@ -170,7 +166,7 @@ def _effect(sheet: Sheet) -> Markup:
                 broken=sheet.show(f"{own}.broken", "count"),
             )
         )
-    return _join(parts)
+    return sheet.join(parts)
 
 
 def _who(sheet: Sheet) -> Markup:
@@ -181,14 +177,14 @@ def _who(sheet: Sheet) -> Markup:
     ]
     signers = sheet.value("cost.signers")
     if isinstance(signers, list) and signers:
-        keys = Markup(", ").join(sheet.show(f"cost.signers.{i}", "short") for i in range(len(signers)))
+        keys = sheet.list([sheet.show(f"cost.signers.{i}", "short") for i in range(len(signers))])
         parts.append(sheet.say("signed_by", keys=keys))
-    return _join(parts) if parts else sheet.say("who_not_stated")
+    return sheet.join(parts) if parts else sheet.say("who_not_stated")
 
 
 def _when(sheet: Sheet) -> Markup:
     dates = [key for key in ("made_on", "approved_on", "expires") if sheet.value(f"change.{key}")]
-    return _join([sheet.say(key, date=sheet.text(f"change.{key}")) for key in dates]) if dates else sheet.say("when_not_stated")
+    return sheet.join([sheet.say(key, date=sheet.text(f"change.{key}")) for key in dates]) if dates else sheet.say("when_not_stated")
 
 
 def _data(sheet: Sheet) -> Markup:
@@ -209,8 +205,8 @@ def _data(sheet: Sheet) -> Markup:
         key = "data_set" if sheet.value(path) else "data_set_plain"
         held.append(sheet.say(key, n=sheet.show(f"sets.{name}.n", "count"), set=_set(sheet, name), digest=sheet.show(path, "short")))
     if held:
-        parts.append(sheet.say("data_judged", sets=Markup(", ").join(held)))
-    return _join(parts) if parts else sheet.say("data_none")
+        parts.append(sheet.say("data_judged", sets=sheet.list(held)))
+    return sheet.join(parts) if parts else sheet.say("data_none")
 
 
 def _undo(sheet: Sheet) -> Markup:
@@ -218,7 +214,7 @@ def _undo(sheet: Sheet) -> Markup:
     exact = sheet.value("device.rollback_exact")
     if isinstance(exact, bool):
         parts.append(sheet.say("undo_tried" if exact else "undo_failed"))
-    return _join(parts)
+    return sheet.join(parts)
 
 
 def gauge(sheet: Sheet) -> dict[str, Any] | None:
@@ -248,6 +244,6 @@ def _notes(sheet: Sheet) -> Markup:
         return sheet.show(f"gauge.bands.{figure}.good", style) + Markup(" / ") + sheet.show(f"gauge.bands.{figure}.acceptable", style)
 
     named = {figure: limits(figure, "decimal2" if figure == "kappa" else "percent") for figure in FIGURES}
-    names = Markup(", ").join(sheet.text(f"gauge.defective.{i}") for i in range(len(sheet.value("gauge.defective"))))
+    names = sheet.list([sheet.text(f"gauge.defective.{i}") for i in range(len(sheet.value("gauge.defective")))])
     said = {"stated": "gauge_defective", "name": "gauge_guessed"}.get(sheet.value("gauge.defective_from"), "gauge_unknown")
-    return _join([sheet.say(said, names=names), sheet.say("gauge_bands", **named)])
+    return sheet.join([sheet.say(said, names=names), sheet.say("gauge_bands", **named)])

@@ -7,7 +7,7 @@ is there; a stored text that may hold digits stands in an element that names its
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -79,6 +79,14 @@ class Sheet:
     def fill(self, text: str, **given: Any) -> Markup:
         """An English sentence with figures put in."""
         return escape(text).format(**given)
+
+    def join(self, parts: Sequence[Markup]) -> Markup:
+        """Sentences one after another, as the language writes them."""
+        return self.say("between_sentences").join(parts)
+
+    def list(self, parts: Sequence[Markup]) -> Markup:
+        """Items of an enumeration."""
+        return self.say("between_items").join(parts)
 
     def span(self, path: str, low: str = "low", high: str = "high") -> Markup:
         """An interval of shares in percent."""
