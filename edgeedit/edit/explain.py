@@ -15,6 +15,7 @@ import numpy as np
 from edgeedit.delta import Delta
 from edgeedit.edit.components import Component, Effect, Judged, Judgement, components_of, judge_rows, leave_one_out
 from edgeedit.edit.drift import drift
+from edgeedit.edit.entries import entry_rows
 from edgeedit.edit.evaluate import features, reader_labels
 from edgeedit.edit.readers import Reader
 from edgeedit.edit.saliency import CAUTION, nearest, occlusion, spread_over, window_of
@@ -81,7 +82,8 @@ def explain(
     if subject.control is not None:
         sets.append(_judged("control", subject.control, base, reader, size.images))
     whole = {s.name: (judge_rows(features(base, s.pixels), s), judge_rows(features(edited, s.pixels), s)) for s in sets}
-    effects = leave_one_out(edited, {n: v[0] for n, v in wide.items()}, parts, sets, progress)
+    old = {n: v[0] for n, v in wide.items()}
+    effects = leave_one_out(edited, old, parts, sets, progress)
     shown = {s.name: s.pixels for s in sets} | (
         {"probes": subject.probes} if subject.probes is not None and len(subject.probes) > 1 else {}
     )
@@ -94,6 +96,7 @@ def explain(
         "census": census(encoder, delta, values, new),
         "sets": {s.name: _whole(s, *whole[s.name]) for s in sets},
         "components": component_rows(effects, {s.name: whole[s.name][1] for s in sets}, delta.info),
+        "entries": entry_rows(edited, old, parts, sets[0], whole["target"][1]),
         "drift": {name: {"n": len(shown[name]), "cka": list(d.cka), "shift": d.shift, "cosine": d.cosine} for name, d in moved.items()},
         **looks(base, edited, reader, delta, subject, size),
     }
@@ -264,6 +267,12 @@ def summary_lines(value: Mapping[str, Any], shown: int = 8) -> list[str]:
         lines.append(f"{row['name']:24} {own['loss_rise']:+12.4f} {-own['margin_fall']:+8.3f} {own['more_misjudged']:+10d} {control}")
     if len(value["components"]) > shown:
         lines.append(f"and {len(value['components']) - shown} more components (-o writes all)")
+    entries = value["entries"]
+    if entries["top"]:
+        held = f"{entries['share']:.1%} of all effects, as many at random {entries['share_at_random']:.1%}"
+        lines.append(f"{len(entries['top'])} of {entries['changed']} changed weights hold {held}; most of all:")
+    for row in entries["top"][:3]:
+        lines.append(f"{row['component']:24} {row['loss_rise']:+12.4f}  {row['name']} {row['index']}")
     for name, row in value["drift"].items():
         low = min(range(len(row["cka"])), key=row["cka"].__getitem__)
         lines.append(f"{name:10} CKA lowest {row['cka'][low]:.4f} (block {low}), features moved by {row['shift']:.3f} of their spread")

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from edgeedit.catalog import load_recipe
+from edgeedit.edit.components import Judged, components_of, judge_rows
 from edgeedit.edit.controls import ImageControls, image_controls
+from edgeedit.edit.entries import entry_effects
 from edgeedit.edit.evaluate import features, reader_labels
 from edgeedit.edit.language import LanguageSide, load_language
 from edgeedit.edit.lorsu import Lorsu
@@ -20,6 +22,7 @@ from edgeedit.edit.shots import Shots, load_pixels, load_shots
 from edgeedit.edit.vlm import AnswerLoss, VlmReader, vlm_reader, with_unit
 from edgeedit.encoder.encoder import Encoder
 from edgeedit.encoder.load import load_encoder
+from edgeedit.encoder.values import parameter_values, with_values
 from edgeedit.errors import EdgeEditError, InputError
 from tests.support.families import SIDE
 from tests.support.tiny_vlm import COLOUR, PROMPT, QUESTION, questions, save_tiny_llava, whole_model_scores
@@ -190,3 +193,22 @@ def test_bad_input_is_refused_in_one_sentence(folder: Path, encoder: Encoder, la
         load_language(str(folder / "nothing"), load_recipe("llava-tokens"))
     with pytest.raises(InputError, match="have no question"):
         vlm_reader(language, encoder, list(sets.values())).verdict_logits(np.zeros((2, 4)), np.array([-1, 0]))
+
+
+def test_single_weights_are_estimated_through_the_questions_that_were_asked(
+    encoder: Encoder, reader: VlmReader, sets: dict[str, Shots]
+) -> None:
+    old = parameter_values(encoder, "float32")
+    name, rng = encoder.fc1_name(0), np.random.default_rng(0)
+    step = (rng.normal(size=old[name].shape) * (rng.random(old[name].shape) < 0.2) * 0.05).astype(np.float32)
+    new = {**old, name: old[name] + step}
+    edited, target = with_values(encoder, new), sets["target"]
+    judged = Judged("target", load_pixels(target, encoder.preprocess), reader_labels(target, reader), reader)
+    effects = entry_effects(edited, old, components_of(edited, old, new), judged)
+
+    def loss(part: float) -> float:
+        mixed = {**new, name: (new[name] + np.float32(part) * (old[name] - new[name])).astype(np.float32)}
+        return judge_rows(features(with_values(edited, mixed), judged.pixels), judged).loss
+
+    assert set(effects) == {name} and len(reader.questions()) == 2
+    assert float(effects[name].estimates.sum()) == pytest.approx((loss(0.5) - loss(-0.5)), rel=0.05)

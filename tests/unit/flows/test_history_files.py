@@ -202,3 +202,14 @@ def test_what_does_not_belong_together_is_one_sentence(
     told = capsys.readouterr().err.strip().splitlines()  # progress comes before
     lines = told[next(n for n, line in enumerate(told) if line.startswith("error: ")) :]
     assert message in lines[0] and not lines[0].endswith(".") and len(lines) <= 2
+
+
+def test_without_updates_it_is_the_ledgers_log(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    new_key(tmp_path / "device.key", tmp_path / "device.pub")
+    monkeypatch.setenv("EDGEEDIT_LEDGER", str(tmp_path / "ledger.db"))
+    words = ["fleet", "enrol", "cam-1", "--public", str(tmp_path / "device.pub"), "--site", "plant-7", "--profile", "linux-cpu"]
+    assert run(words) == 0
+    capsys.readouterr()
+    assert run(["history", "--verify", "--json"]) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert value["verified"] is True and value["count"] == 1 and value["rows"][0]["subject"] == "cam-1"
