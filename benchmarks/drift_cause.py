@@ -115,15 +115,21 @@ def lamp_cells(some: list[Cell]) -> list[Cell]:
     return some[::2]
 
 
+def flipped(reader: Reader, before: Pool, after: Pool) -> float:
+    """Share of the same cells whose verdict differs."""
+    first, second = (reader.logits_numpy(pool.features).argmax(axis=1) for pool in (before, after))
+    return float((first != second).mean())
+
+
 def bad_tower(camera: Camera, reader: Reader, seed: int, development: list[Cell], some: list[Cell]) -> tuple[str, float, float]:
     """(tower, strength, flips on development cells) of the weakest bad patch of a seed; its answers are in the cache afterwards."""
-    usual = reader.logits_numpy(camera.pool(development).features).argmax(axis=1)
+    usual = camera.pool(development)
 
     def flips(place: int) -> float:
         tower = f"bad-{seed}-{STRENGTHS[place]}"
         if not camera.known(development, tower=tower):
             camera.load(camera.bad(seed, STRENGTHS[place]))
-        return float((reader.logits_numpy(camera.pool(development, tower=tower).features).argmax(axis=1) != usual).mean())
+        return flipped(reader, usual, camera.pool(development, tower=tower))
 
     # From the middle up to the first that flips enough, or down to the last: flips grow with the noise.
     place = len(STRENGTHS) // 2
@@ -154,7 +160,7 @@ def lamp_pools(camera: Camera, some: list[Cell], seed: int) -> tuple[Pool, Pool,
 def cause_rows(camera: Camera, reader: Reader, quick: bool) -> Iterator[dict[str, Any]]:
     """One row for each kind."""
     some = cells("mono", development=False, count=24 if quick else COUNT)
-    development = cells("mono", development=True, count=24 if quick else 32)
+    development = cells("mono", development=True, count=24 if quick else 128)
     if not camera.known(some, tower="good"):
         camera.load(camera.good())
         camera.pool(some, tower="good")
@@ -166,6 +172,7 @@ def cause_rows(camera: Camera, reader: Reader, quick: bool) -> Iterator[dict[str
             tower, lamp = "good", None
             if kind == KINDS[0]:
                 tower, about["strength"], about["development_flips"] = bad_tower(camera, reader, seed, development, some)
+                about["flips"] = flipped(reader, camera.pool(some), camera.pool(some, tower=tower))
             elif kind == KINDS[1]:
                 lamp = lamp_pools(camera, lamp_cells(some), seed)
                 about["gain"] = lamp[2]
