@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from edgeedit.edit.pixels import check_pixels
 from edgeedit.edit.readers import Reader
 from edgeedit.edit.shots import Shots
 from edgeedit.edit.statistics import auc, balanced_error, mcnemar, paired_change, verdict_shares, wilson
@@ -24,7 +25,8 @@ BATCH = 32  # images per forward pass
 def features(encoder: Encoder, pixels: Array) -> Array:
     """Features in float32 arithmetic, (n, width), computed where the encoder is; `pixels` float32 (n, 3, s, s).
 
-    Raises InputError when they are not finite."""
+    Raises InputError when they are not finite, or when the pixels are not what the recipe's normalisation makes."""
+    check_pixels(pixels, encoder.preprocess)
     device = encoder.device
     with torch.inference_mode():
         batches = (torch.from_numpy(np.ascontiguousarray(pixels[i : i + BATCH])) for i in range(0, len(pixels), BATCH))

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from edgeedit.bundle import Preprocess
+from edgeedit.edit.pixels import check_levels
 from edgeedit.errors import InputError
 from edgeedit.limits import MAX_IMAGE_PIXELS
 
@@ -152,14 +153,18 @@ def open_image(path: Path) -> Any:
 
 
 def load_pixels(shots: Shots, preprocess: Preprocess) -> Array:
-    """Normalised pixels, float32 (n, 3, size, size), resized bicubically."""
+    """Normalised pixels, float32 (n, 3, size, size), resized bicubically; raises InputError where pictures hold cast small numbers."""
     from PIL import Image
 
     mean, std = (np.asarray(v, dtype=np.float32).reshape(3, 1, 1) for v in (preprocess.mean, preprocess.std))
     pixels = np.empty((len(shots.paths), 3, preprocess.size, preprocess.size), dtype=np.float32)
+    levels = np.zeros(256, np.int64)
     for number, path in enumerate(shots.paths):
-        picture = open_image(path).resize((preprocess.size, preprocess.size), Image.Resampling.BICUBIC)
+        whole = open_image(path)
+        levels += np.reshape(whole.histogram(), (3, 256)).sum(axis=0)
+        picture = whole.resize((preprocess.size, preprocess.size), Image.Resampling.BICUBIC)
         pixels[number] = (np.asarray(picture, dtype=np.float32).transpose(2, 0, 1) / 255.0 - mean) / std
+    check_levels(levels)
     return pixels
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from edgeedit.catalog import load_recipe
 from edgeedit.edit.evaluate import features
 from edgeedit.edit.locality import choose
 from edgeedit.edit.lorsu import Lorsu
+from edgeedit.edit.pixels import check_pixels
 from edgeedit.edit.readers import Reader, fit_linear, load_reader, save_reader
 from edgeedit.edit.run import HeldOut, edit
 from edgeedit.edit.selection import Selected, Selection
@@ -23,6 +25,7 @@ from edgeedit.edit.train import _optimiser
 from edgeedit.encoder.encoder import Encoder
 from edgeedit.encoder.values import with_values
 from edgeedit.errors import InputError
+from edgeedit.flows.elpv import read_cells
 
 
 def _refused(error: pytest.ExceptionInfo[InputError]) -> None:
@@ -74,6 +77,77 @@ def test_a_reader_of_another_normalisation_is_refused(encoder: Encoder, sets: di
     _edit(encoder, sets, fits, sets["control"])
     save_reader(_reader(encoder, sets), tmp_path / "old.npz")  # one that says nothing, as an older file, is taken
     assert load_reader(tmp_path / "old.npz").preprocess is None
+
+
+def _pictures(folder: Path, arrays: list[np.ndarray[Any, Any]]) -> Shots:
+    folder.mkdir()
+    for number, array in enumerate(arrays):
+        Image.fromarray(array).save(folder / f"{number}.png")
+    return load_shots(folder)
+
+
+def test_pictures_of_cast_numbers_are_refused(encoder: Encoder, tmp_path: Path) -> None:
+    """Standardised and 0..1 pixels that someone stored as bytes: wrapped, clipped, or rounded to 0 and 1."""
+    rng = np.random.default_rng(0)
+    standard = (rng.random((40, 40, 3)) - 0.45) / 0.225
+    for name, array in {
+        "wrapped": standard.astype(np.int64).astype(np.uint8),
+        "clipped": np.clip(standard, 0, 255).astype(np.uint8),
+        "unit": rng.random((40, 40, 3)).round().astype(np.uint8),
+    }.items():
+        with pytest.raises(InputError, match="not pictures of 8 bits") as error:
+            load_pixels(_pictures(tmp_path / name, [array, array[::-1].copy()]), encoder.preprocess)
+        _refused(error)
+
+
+def test_dark_bright_flat_and_binary_pictures_are_taken(encoder: Encoder, tmp_path: Path) -> None:
+    rng, shape = np.random.default_rng(0), (40, 40, 3)
+    sets = {
+        "black": [np.zeros(shape, np.uint8)],
+        "white": [np.full(shape, 255, np.uint8)],
+        "overexposed": [rng.integers(253, 256, shape, np.uint8)],
+        "dark": [rng.integers(0, 6, shape, np.uint8)],
+        "one dark": [rng.integers(0, 3, shape, np.uint8), rng.integers(90, 160, shape, np.uint8)],
+        "flat": [np.full(shape, level, np.uint8) for level in (4, 124, 128, 140, 252)],
+        "grey": [rng.integers(124, 161, shape, np.uint8)],  # all between 0 and 1 after the normalisation
+        "binary": [(rng.integers(0, 2, shape) * 255).astype(np.uint8)],
+    }
+    for name, arrays in sets.items():
+        pixels = load_pixels(_pictures(tmp_path / name, arrays), encoder.preprocess)
+        for one in pixels[:, None]:
+            check_pixels(one, encoder.preprocess)
+
+
+def test_every_real_cell_passes_alone() -> None:
+    """Every thirtieth of the electroluminescence images, some nearly black: none may be taken for wrongly normalised."""
+    cells = read_cells()[::30]
+    assert len(cells) > 70
+    for recipe in ("dinov2", "siglip"):
+        preprocess = replace(load_recipe(recipe).preprocess, size=56)
+        for cell in cells:
+            check_pixels(load_pixels(make_shots([cell.path], np.array([0]), ("a", "b"), ["g"]), preprocess), preprocess)
+
+
+@pytest.mark.parametrize("recipe", ["dinov2", "siglip"])
+def test_pixel_arrays_of_another_normalisation_are_refused(sets: dict[str, Shots], recipe: str) -> None:
+    preprocess = replace(load_recipe(recipe).preprocess, size=28)
+    right = load_pixels(sets["base"], preprocess)
+    mean, std = (np.asarray(v, np.float32).reshape(3, 1, 1) for v in (preprocess.mean, preprocess.std))
+    unit = right * std + mean
+    check_pixels(right, preprocess)
+    check_pixels(right + np.random.default_rng(0).normal(0, 0.2, right.shape).astype(np.float32), preprocess)  # overshoot of a filter
+    for wrong in (unit, unit * 255, (right - mean) / std, (unit * 255 - mean) / std):
+        with pytest.raises(InputError, match="normalised otherwise") as error:
+            check_pixels(wrong, preprocess)
+        _refused(error)
+    with pytest.raises(InputError, match="not finite"):
+        check_pixels(np.full_like(right, np.nan), preprocess)
+
+
+def test_features_refuse_what_is_not_normalised(encoder: Encoder, sets: dict[str, Shots]) -> None:
+    right = load_pixels(sets["base"], encoder.preprocess)
+    with pytest.raises(InputError, match="normalised otherwise"):
+        features(encoder, right * 255)
 
 
 def _reader(encoder: Encoder, sets: dict[str, Shots]) -> Reader:
