@@ -111,11 +111,16 @@ def reference(images: Path, bundle: Path, as_json: bool) -> None:
 def edit(out: Path, as_json: bool, **options: object) -> None:
     """Repair the encoder from labelled SHOTS; exit 3 and no delta when the gate fails."""
     from edgeedit.cli.figures import judged_lines
+    from edgeedit.edit.parallel import team
     from edgeedit.edit.saving import rejected_path
     from edgeedit.errors import GateError
     from edgeedit.flows.server import EditRequest, run_edit
 
-    result = run_edit(EditRequest(**options), out, progress(), lambda line: click.echo(line, err=True))  # type: ignore[arg-type]
+    first = team().rank == 0  # of the processes that torchrun started
+    shown = progress() if first else lambda *_: None
+    result = run_edit(EditRequest(**options), out, shown, lambda line: click.echo(line, err=True) if first else None)  # type: ignore[arg-type]
+    if not first:
+        return
     metrics = result.metrics
     rows = judged_lines(metrics)
     rows.append(

@@ -19,6 +19,7 @@ from torch import nn
 from edgeedit.edit.blocks import checkpointed
 from edgeedit.edit.locality import Locality
 from edgeedit.edit.losses import HeadLoss, TargetLoss
+from edgeedit.edit.parallel import team
 from edgeedit.edit.projection import principal_directions
 from edgeedit.edit.readers import Reader
 from edgeedit.edit.selection import Selected, Selection
@@ -115,8 +116,10 @@ def fit(
     progress: Callable[[int, int, str], None] | None,
 ) -> None:
     """Train `model` in place.  Loss: the target loss on shots, feature distillation (mean squared, in units of the
-    reader's feature spread) and KL to the base's verdicts on control images, the size of the change."""
-    (reader, loss), (seed, generator) = judge, random
+    reader's feature spread) and KL to the base's verdicts on control images, the size of the change.  Of every batch this
+    process computes its part, where it is one of several (see `parallel`); raises InputError when training diverges."""
+    (reader, loss), (seed, generator), us = judge, random, team()
+    us.check(settings)
     optimiser = _optimiser(model.groups(settings), settings)
     peak = [g["lr"] for g in optimiser.param_groups]
     scaler = torch.amp.GradScaler(data.shots.device.type, enabled=settings.amp == "float16")
@@ -129,13 +132,14 @@ def fit(
             for group, lr in zip(optimiser.param_groups, peak, strict=True):
                 group["lr"] = lr * _schedule(step, settings.steps)
             own = data.shots[shots[step]]
-            own = augment(own, generator) if settings.augment else own
-            images = torch.cat([own, data.control[kept[step]], retain.patterns[seen[step]]])
+            own = us.part(augment(own, generator) if settings.augment else own)
+            labels, old, new = data.labels[us.part(shots[step])], us.part(kept[step]), us.part(seen[step])
+            images = torch.cat([own, data.control[old], retain.patterns[new]])
             optimiser.zero_grad(set_to_none=True)
 
-            def backward(features: torch.Tensor, step: int = step) -> float:
-                cut = len(shots[step])
-                total = loss(features[:cut], data.labels[shots[step]]) + retain.loss(features[cut:], kept[step], seen[step])
+            def backward(features: torch.Tensor, labels: Any = labels, old: Any = old, new: Any = new, step: int = step) -> float:
+                cut = len(labels)
+                total = loss(features[:cut], labels) + retain.loss(features[cut:], old, new)
                 if settings.drift:
                     total = total + settings.drift * model.size()
                 reached = float(total.detach())
@@ -147,6 +151,7 @@ def fit(
                 return reached
 
             reached = model.run(images, backward, rounded=step >= settings.steps - settings.rounding_steps)
+            us.average([p for group in optimiser.param_groups for p in group["params"]])
             scaler.step(optimiser)
             scaler.update()
             if progress is not None:

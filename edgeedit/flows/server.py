@@ -26,6 +26,7 @@ from edgeedit.edit.losses import TargetLoss
 from edgeedit.edit.methods.budgeted import plan
 from edgeedit.edit.methods.every import LOCAL
 from edgeedit.edit.methods.local import Local
+from edgeedit.edit.parallel import team
 from edgeedit.edit.readers import Reader, fit_linear, fit_prototypes, load_reader, save_reader
 from edgeedit.edit.run import EditResult, HeldOut, edit
 from edgeedit.edit.shots import Shots, load_pixels, load_shots, split_by_group
@@ -170,7 +171,7 @@ def run_edit(
     request: EditRequest, out: Path, progress: Callable[[int, int, str], None], say: Callable[[str], None] = _silent
 ) -> EditResult:
     """Edit, evaluate and save.  A failed edit leaves no delta, only its figures as JSON (see `saving`); an undecided one
-    leaves a delta that says so, which `pack` refuses unless a reason is given."""
+    leaves a delta that says so, which `pack` refuses unless a reason is given.  Of several processes the first one writes."""
     shots, control, heldout = _sets(request)
     bundle = load_bundle(request.bundle)
     encoder = encoder_of(bundle)
@@ -194,10 +195,12 @@ def run_edit(
         progress=progress,
         loss=loss,
         deployed=in_codes(bundle),
+        device=team().device,
     )
     if isinstance(reader, VlmReader):
         result = with_controls(result, encoder, reader, heldout, bundle, request.seed)
-    result.save(out)
+    if team().rank == 0:
+        result.save(out)
     return result
 
 
