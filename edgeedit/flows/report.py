@@ -6,6 +6,7 @@ everything was read.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 
 from edgeedit.bundle import Bundle, load_bundle
 from edgeedit.delta import Delta, load_delta
-from edgeedit.errors import InputError, MismatchError
+from edgeedit.errors import InputError, MismatchError, RefusedError
 from edgeedit.patch.keys import load_trust
 from edgeedit.patch.manifest import PatchTensor
 from edgeedit.patch.read import Patch, load_patch
@@ -78,15 +79,19 @@ def _object(path: Path) -> dict[str, Any]:
 
 
 def bundle_facts(delta: Delta, bundle: Bundle) -> dict[str, Any]:
-    """Bytes of the encoder's weights, and torch against the Bundle's graph on its probes.  Raises MismatchError when the delta was made
-    for another encoder."""
+    """Bytes of the encoder's weights; torch against the Bundle's graph, and that against the engine of its profile, on its probes.
+
+    An engine that does not start on this machine is left out.  Raises MismatchError when the delta was made for another encoder."""
     from edgeedit.flows.comparing import compare_bundle
 
     made_for = (delta.info.get("encoder") or {}).get("source_digest")
     if made_for != bundle.source_digest:
         raise MismatchError(f"bundle does not belong to the delta: expected encoder {made_for}, got {bundle.source_digest}")
     weights = (bundle.path / "weights.bin").stat().st_size
-    return {"encoder_bytes": weights, "compare": compare_bundle(bundle.path)}
+    found = {"encoder_bytes": weights, "compare": compare_bundle(bundle.path)}
+    with contextlib.suppress(RefusedError):
+        found["engine"] = compare_bundle(bundle.path, engine=True)
+    return found
 
 
 def _bytes(tensor: PatchTensor) -> int:

@@ -56,6 +56,15 @@ def deployed_rows(sheet: Sheet) -> Rows:
     for key, (label, style) in _COMPARED.items():
         if sheet.value(f"cost.compare.{key}") is not None:
             rows.append((f"Torch against the exported graph in ONNX Runtime (base): {label}", sheet.show(f"cost.compare.{key}", style)))
+    for key, (label, style) in _COMPARED.items():
+        if sheet.value(f"cost.engine.{key}") is not None:
+            engine = sheet.text("cost.engine.engine")
+            rows.append(
+                (
+                    sheet.fill("The exported graph against the engine {engine} (base): {label}", engine=engine, label=label),
+                    sheet.show(f"cost.engine.{key}", style),
+                )
+            )
     if sheet.value("device.max_output_difference") is not None:
         difference = sheet.show("device.max_output_difference", "significant")
         rows.append(("Torch against the device's running session (patched): largest difference of an output", difference))

@@ -37,8 +37,9 @@ _FRAMES = ("frames_lost", "frames_torn")
 @dataclass(frozen=True)
 class Given:
     """What comes from outside the Delta.  `cost`: patch_bytes, encoder_bytes, edit_seconds, probe_tolerance, patch_digest, parent, result,
-    signers, tensor_bytes (name -> bytes), compare (torch against the Bundle's graph); `device`: figures of `apply`, device_equals_server,
-    rollback_exact, max_output_difference; `explanation`: what `edgeedit explain` wrote.  What is absent is left out."""
+    signers, tensor_bytes (name -> bytes), compare (torch against the Bundle's graph), engine (that graph against its profile's engine);
+    `device`: figures of `apply`, device_equals_server, rollback_exact, max_output_difference; `explanation`: what `edgeedit explain`
+    wrote.  What is absent is left out."""
 
     cost: Mapping[str, Any] = field(default_factory=dict)
     device: Mapping[str, Any] = field(default_factory=dict)

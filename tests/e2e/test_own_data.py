@@ -11,8 +11,17 @@ from pathlib import Path
 
 import pytest
 from plates import draw_base_and_shots
+from report_page import check_numbers
 
 ROOT = Path(__file__).parents[2]
+
+
+def _report() -> tuple[str, list[str]]:
+    """The settings and the commands of the README's section on the report."""
+    section = re.search(r"<!-- report:.*?```toml\n(.*?)```\n```sh\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)
+    if section is None:
+        raise AssertionError("README has no section on the report")
+    return section.group(1), section.group(2).strip().splitlines()
 
 
 def _commands() -> list[str]:
@@ -42,3 +51,12 @@ def test_readme_own_data_section_runs_verbatim(tmp_path: Path) -> None:
     status = json.loads(done.stdout)
     assert status["head"]["id"] == 0
     assert [e["event"] for e in status["history"]] == ["provisioned", "staged", "trying", "confirmed", "rolled back"]
+    settings, commands = _report()
+    (tmp_path / "report.toml").write_text(settings, "utf-8")
+    for command in commands:
+        subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    value = json.loads((tmp_path / "report.json").read_text("utf-8"))
+    page = check_numbers((tmp_path / "bericht.html").read_text("utf-8"), value)
+    assert "CR-2026-041" in page.words and "Die Kamera als Prüfmittel" in page.words
+    assert value["account"]["saved"] > 0 and value["sets"]["target"]["gauge"]["after"]["miss"]["n"] > 0
+    assert value["cost"]["signers"] and value["drift"]["sets"]["target"]["n"] == value["sets"]["target"]["n"]
