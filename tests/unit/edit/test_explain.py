@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from captum.attr import Occlusion
+from report_page import check_numbers
 from scipy.stats import spearmanr
 
 from edgeedit.delta import Delta, LowRankPart, SparsePart, TensorDelta
@@ -23,6 +26,7 @@ from edgeedit.edit.saliency import margin, nearest, occlusion, window_of
 from edgeedit.edit.shots import Shots, load_pixels
 from edgeedit.encoder.encoder import Encoder
 from edgeedit.encoder.values import parameter_values, with_values
+from edgeedit.report.html import save_report
 from edgeedit.rounding import apply_delta
 
 Array = np.ndarray[Any, Any]
@@ -175,7 +179,7 @@ def test_occlusion_and_neighbours_against_references(encoder: Encoder, sets: dic
     assert [b[0][0] for b in best] == [2, 1, 0] and all(b[0][1] == pytest.approx(1) for b in best)
 
 
-def test_a_real_edit_explains_itself(encoder: Encoder, sets: dict[str, Shots], reader: Reader) -> None:
+def test_a_real_edit_explains_itself(encoder: Encoder, sets: dict[str, Shots], reader: Reader, tmp_path: Path) -> None:
     method = Lorsu(steps=6, heads=1, augment=False)
     held = HeldOut(sets["target"], sets["base"])
     result = edit(encoder, sets["shots"], sets["control"], reader, method=method, precision="float32", heldout=held, seed=0, limit=0.5)
@@ -186,3 +190,12 @@ def test_a_real_edit_explains_itself(encoder: Encoder, sets: dict[str, Shots], r
     assert value["importance"]["covered"] > value["importance"]["random_mean"]
     assert set(value["drift"]) == {"target", "control", "probes"} and len(value["drift"]["probes"]["cka"]) == encoder.blocks
     assert "importance covered" in summary_lines(value)[0]
+    # The report takes what was written, and every figure of it is in report.json.
+    save_report(result.delta, tmp_path / "r.html", explanation=json.loads(json.dumps(value)))
+    report = json.loads((tmp_path / "report.json").read_text("utf-8"))
+    page = check_numbers((tmp_path / "r.html").read_text("utf-8"), report)
+    assert "Why: what each part of the edit does" in page.words
+    before, after = result.features_before["target"].astype(float), result.features_after["target"].astype(float)
+    cosines = (before * after).sum(axis=1) / np.linalg.norm(before, axis=1) / np.linalg.norm(after, axis=1)
+    assert report["drift"]["sets"]["target"]["median"] == pytest.approx(float(np.median(cosines)), abs=1e-6)
+    assert report["data"]["heldout"]["control"] == {"digest": sets["base"].digest, "n": len(sets["base"].paths)}
