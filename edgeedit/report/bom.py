@@ -28,7 +28,7 @@ from packageurl import PackageURL
 from packaging.requirements import Requirement
 
 from edgeedit.report.card import limitations, title, use
-from edgeedit.report.card_facts import CardFacts
+from edgeedit.report.card_facts import CardFacts, checked
 from edgeedit.report.facts import wrong_count
 from edgeedit.report.record import UNDO
 
@@ -266,6 +266,10 @@ def _depends(bom: Bom, on: Component, needs: Iterable[Component]) -> None:
 
 def render_bom(facts: CardFacts) -> str:
     """The bill of materials as JSON; raises InputError when the record is malformed."""
+    return checked(_page, facts)
+
+
+def _page(facts: CardFacts) -> str:
     value = json.loads(JsonV1Dot6(_bom(facts)).output_as_string())
     if not facts.when:
         del value["metadata"]["timestamp"]  # the library puts the time of writing there

@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 
 from edgeedit.errors import InputError
-from edgeedit.report.card_facts import CardFacts
+from edgeedit.report.card_facts import CardFacts, checked
 from edgeedit.report.record import UNDO
 
 FEW = 100  # held-out images below which a set is called small
@@ -333,6 +333,10 @@ def title(facts: CardFacts) -> str:
 
 def render_card(facts: CardFacts) -> str:
     """The card as Markdown; raises InputError when the record is malformed."""
+    return checked(_page, facts)
+
+
+def _page(facts: CardFacts) -> str:
     loader = jinja2.PackageLoader("edgeedit.report", "templates")
     environment = jinja2.Environment(
         loader=loader,

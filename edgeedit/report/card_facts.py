@@ -6,7 +6,8 @@ are decimal strings, reads like a Delta's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from edgeedit.metrics import EditMetrics, SetResult, metrics_from_json
 _INTERVALS = ("wrong_before", "wrong_after", "change")
 _NUMBERS = ("error_before", "error_after", "auc_before", "auc_after", "mcnemar_p")
 _HINT = "was it made by `edgeedit edit`?"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -114,3 +116,16 @@ def _set(row: Mapping[str, Any] | None) -> dict[str, Any] | None:
     intervals = {key: {end: float(row[key][end]) for end in ("low", "high")} for key in _INTERVALS}
     shares = {key: [(name, float(share)) for name, share in row.get(key, ())] for key in ("shares_before", "shares_after")}
     return {**row, **{key: _number(row[key]) for key in _NUMBERS}, **intervals, **shares}
+
+
+def checked(render: Callable[[CardFacts], str], facts: CardFacts) -> str:
+    """What `render` makes of the facts; raises InputError when a digest or a figure of the record is of the wrong kind."""
+    named = [("reader", "digest"), ("shots", "digest"), ("control", "digest"), ("encoder", "source_digest")]
+    for part, key in named:
+        value = facts.part(part).get(key)
+        if value is not None and not (isinstance(value, str) and _SHA256.fullmatch(value)):
+            raise InputError(f"cannot read the record: expected a SHA-256 as {key} of {part}, got {str(value)[:80]!r}", hint=_HINT)
+    try:
+        return render(facts)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"cannot read the record: expected figures as `edgeedit edit` writes them, got {error!r}", hint=_HINT) from error

@@ -14,7 +14,20 @@ import sys
 import time
 from pathlib import Path
 
-FORBIDDEN = ("torch", "onnx", "onnxruntime", "transformers", "tensorrt", "scipy", "sklearn", "PIL", "matplotlib", "jinja2")
+FORBIDDEN = (
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "transformers",
+    "tensorrt",
+    "scipy",
+    "sklearn",
+    "PIL",
+    "matplotlib",
+    "jinja2",
+    "cyclonedx",
+    "huggingface_hub",
+)
 DEVICE_ROOMS = ("codec", "patch", "device", "catalog")
 GROUND = ("errors", "limits", "digest", "files", "rounding", "delta", "bundle", "metrics")
 

@@ -10,8 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 from plates import draw_base_and_shots
 from report_page import check_numbers
+
+from edgeedit.digest import digest_file
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,6 +49,9 @@ def test_readme_own_data_section_runs_verbatim(tmp_path: Path) -> None:
     assert "outside the mask 0" in outputs["edit"]
     assert "generation 1: confirmed" in outputs["apply"]
     assert (tmp_path / "report.html").stat().st_size > 10_000
+    bill = (tmp_path / "bom.json").read_text("utf-8")
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(bill) is None
+    assert digest_file(tmp_path / "fix.eep") in bill and digest_file(tmp_path / "fix.eep") in (tmp_path / "card.md").read_text("utf-8")
     done = subprocess.run(
         "edgeedit status --store store --json", shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
