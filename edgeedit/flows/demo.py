@@ -307,7 +307,7 @@ def run_demo(out: Path, seeds: list[int], progress: Progress, own: tuple[Path, P
     mean = mean_of(runs)
     shown = next((run for run in runs if run["apply"] is not None), runs[0])
     first = out / f"seed-{shown['seed']}"
-    for name in ("fix.eep", "report.html", "commands.txt"):
+    for name in ("fix.eep", "report.html", "report.json", "commands.txt"):
         (out / name).unlink(missing_ok=True)
         if (first / name).exists():
             shutil.copyfile(first / name, out / name)

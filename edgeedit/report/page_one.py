@@ -16,6 +16,7 @@ from edgeedit.report.sheet import Sheet
 
 Pairs = list[tuple[Markup, Markup]]
 _VERDICTS = ("pass", "fail", "undecided")
+_BANDS = ("good", "marginal", "bad")
 
 
 def _set(sheet: Sheet, name: str) -> Markup:
@@ -227,7 +228,18 @@ def gauge(sheet: Sheet) -> dict[str, Any] | None:
         cells = [_cell(sheet, f"sets.{name}.gauge.{when}.{figure}", figure) for name in sets for when in ("before", "after")]
         if any(cells):
             rows.append((sheet.say(f"gauge_{figure}"), cells))
-    return {"sets": [(_set(sheet, name), sheet.show(f"sets.{name}.n", "count")) for name in sets], "rows": rows, "notes": _notes(sheet)}
+    heads = [(_set(sheet, name), sheet.show(f"sets.{name}.n", "count")) for name in sets]
+    return {"sets": heads, "rows": rows, "notes": _notes(sheet), "worse": _worse(sheet, sets)}
+
+
+def _worse(sheet: Sheet, sets: list[str]) -> Markup | None:
+    """The figures that fell into a worse band; None when none did."""
+    found = []
+    for name, figure in ((name, figure) for name in sets for figure in FIGURES):
+        before, after = (sheet.value(f"sets.{name}.gauge.{when}.{figure}") for when in ("before", "after"))
+        if before and after and _BANDS.index(after["band"]) > _BANDS.index(before["band"]):
+            found.append(sheet.say("gauge_of_set", figure=sheet.say(f"gauge_{figure}"), set=_set(sheet, name)))
+    return sheet.say("gauge_worse", names=sheet.list(found)) if found else None
 
 
 def _cell(sheet: Sheet, path: str, figure: str) -> dict[str, Any] | None:

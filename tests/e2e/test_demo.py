@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from report_browser import print_pdf, text_of
+from report_page import check_numbers
 
 from edgeedit.edit.lorsu import Lorsu
 from edgeedit.edit.run import EditResult, edit
@@ -48,7 +50,14 @@ def test_mistake_repair_patch_swap_and_rollback(tmp_path: Path, monkeypatch: pyt
     left = {p.name for p in (tmp_path / "out").iterdir()}
     assert {"fix.eep", "report.html", "commands.txt", "pictures", "demo.json"} <= left
     assert len(list((tmp_path / "out" / "pictures").glob("*.png"))) == 6
-    assert "CC BY-NC-SA" in (tmp_path / "out" / "report.html").read_text("utf-8")
+    source = (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert "CC BY-NC-SA" in source
+    page = check_numbers(source, json.loads((tmp_path / "out" / "report.json").read_text("utf-8")))
+    assert "The camera as a gauge" in page.words and len(source.encode()) < 5_000_000
+    print_pdf(tmp_path / "out" / "report.html", tmp_path / "report.pdf", tmp_path / "profile")
+    first = text_of(tmp_path / "report.pdf", 1, 1)
+    assert all(text in first for text in ("Whatwaswrong", "Howtoundo", "Thecameraasagauge", "Signature"))
+    assert "Errorandretention" in text_of(tmp_path / "report.pdf", 2, 2)
     before = (tmp_path / "out" / "seed-0" / "run.json").stat().st_mtime_ns
     again = demo.run_demo(tmp_path / "out", [0], lambda *_: None)
     assert (tmp_path / "out" / "seed-0" / "run.json").stat().st_mtime_ns == before, "a finished seed was run again"

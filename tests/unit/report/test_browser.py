@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
-import unicodedata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from report_browser import browse, plain, print_pdf, text_of, tool
 from report_page import COST, DEVICE
 
 from edgeedit.delta import Delta
@@ -34,28 +33,6 @@ DETAILS = (
     "As deployed",
 )
 MM = 72 / 25.4  # PDF points
-
-
-def tool(name: str) -> str:
-    found = shutil.which(name)
-    assert found, f"{name} is missing: run `make test-deps`"
-    return found
-
-
-def browse(page: Path, profile: Path, *options: str) -> None:
-    common = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={profile}"]
-    offline = ["--no-first-run", "--disable-background-networking", "--host-resolver-rules=MAP * ~NOTFOUND"]
-    subprocess.run([tool("chromium"), *common, *offline, *options, page.as_uri()], check=True, capture_output=True, timeout=120)
-
-
-def plain(text: str) -> str:
-    """Without blanks, line breaks and the compatibility forms that fonts map characters to."""
-    return re.sub(r"\s+", "", unicodedata.normalize("NFKC", text))
-
-
-def text_of(pdf: Path, first: int, last: int) -> str:
-    done = subprocess.run([tool("pdftotext"), "-f", str(first), "-l", str(last), pdf, "-"], check=True, capture_output=True, timeout=60)
-    return plain(done.stdout.decode("utf-8"))
 
 
 def words_of(pdf: Path) -> list[tuple[float, float, float]]:
@@ -102,7 +79,7 @@ def inside(pdf: Path) -> bool:
 def test_page_one_prints_on_one_sheet_and_nothing_leaves_a_sheet(pages: dict[str, Path], language: str, tmp_path: Path) -> None:
     page = pages[language]
     pdf = page.with_suffix(".pdf")
-    browse(page, tmp_path / "profile", "--no-pdf-header-footer", f"--print-to-pdf={pdf}")
+    print_pdf(page, pdf, tmp_path / "profile")
     texts = load_texts(language)
     first, rest = text_of(pdf, 1, 1), text_of(pdf, 2, 99)
     for key in QUESTIONS:  # all of an auditor's questions and the signatures stand on the first sheet
@@ -146,7 +123,7 @@ def test_long_names_and_many_classes_do_not_leave_the_page(delta: Delta, folder:
     page, pdf, narrow = folder / "long" / "report.html", folder / "long" / "report.pdf", folder / "long" / "report.png"
     page.parent.mkdir(parents=True, exist_ok=True)
     save_report(Delta(delta.tensors, info), page, cost=COST, device=DEVICE)
-    browse(page, tmp_path / "profile", "--no-pdf-header-footer", f"--print-to-pdf={pdf}")
+    print_pdf(page, pdf, tmp_path / "profile")
     assert inside(pdf)
     browse(page, tmp_path / "profile", f"--window-size={WIDTH},{HEIGHT}", f"--screenshot={narrow}")
     shown = ink(narrow)

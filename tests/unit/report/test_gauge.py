@@ -14,7 +14,7 @@ from edgeedit.delta import Delta
 from edgeedit.errors import InputError
 from edgeedit.report.facts import Verdict, cosine_drift
 from edgeedit.report.gauge import band, defects, gauge, wilson
-from edgeedit.report.html import save_report
+from edgeedit.report.html import render_report, save_report
 from edgeedit.report.record import Given, build
 from edgeedit.report.roi import account
 from edgeedit.report.settings import Bands, Costs, ReportSettings, load_settings, read_settings
@@ -154,3 +154,14 @@ def test_drift_histograms_count_every_image_once() -> None:
     one = cosine_drift({"target": [Verdict("target", "a", "", "a", "a", "a", None, None, 1.0)]})
     assert one is not None
     assert sum(one["sets"]["target"]["counts"]) == 1
+
+
+def test_a_figure_in_a_worse_band_is_named_on_page_one(delta: Delta) -> None:
+    """The demo's own case: fewer errors in the mean, bought with misses that a mean over classes does not show."""
+    rows = [{**row, "before": "defective", "after": "intact"} for row in delta.info["verdicts"] if row["set"] == "target"]
+    traded = Delta(delta.tensors, {**delta.info, "verdicts": rows})
+    words = render_report(traded)
+    assert "In a worse band than before: Miss rate (defect passed) on target." in words
+    assert "In a worse band" not in render_report(Delta(delta.tensors, {**delta.info, "verdicts": rows[:0]}))
+    same = [{**row, "after": row["before"]} for row in delta.info["verdicts"]]
+    assert "In a worse band" not in render_report(Delta(delta.tensors, {**delta.info, "verdicts": same}))
