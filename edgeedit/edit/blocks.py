@@ -1,6 +1,6 @@
-"""How the blocks of an encoder run during a pass that goes backward: activations recomputed instead of kept.
+"""How an encoder runs during a pass that goes backward: activations recomputed instead of kept; compiled.
 
-Guarantees: on leaving, the blocks are as before; results do not change.
+Guarantees: on leaving, the encoder is as before; results do not change, but for the order of sums in a compiled pass.
 """
 
 from __future__ import annotations
@@ -25,3 +25,14 @@ def checkpointed(encoder: Encoder, enabled: bool) -> Iterator[None]:
     finally:
         for block in blocks:
             del block.forward
+
+
+@contextmanager
+def compiled(encoder: Encoder, backend: str) -> Iterator[None]:
+    """Run the encoder through `torch.compile` with `backend`; `off` leaves it as it is."""
+    if backend != "off":
+        encoder.compile(backend=backend)
+    try:
+        yield
+    finally:
+        encoder._compiled_call_impl = None  # torch has no public way back

@@ -15,6 +15,7 @@ SCOPES = ("layer", "global")
 UNITS = ("entries", "neurons")
 OPTIMISERS = ("adam", "adamw", "sgd")
 AMP = ("bfloat16", "float16", "off")
+COMPILERS = ("off", "inductor", "aot_eager")
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Settings:
     removes that many principal directions of the control images' activations from what the change reads; `patterns`
     synthetic images a step are only distilled; `augment` flips and transposes shots (wrong where orientation carries
     the label, as in reading text); the last `rounding_steps` steps compute with the integer form; `interpolate` scales
-    the change by the largest alpha that a part of the control images, kept out of training, accepts.
+    the change by the largest alpha that a part of the control images, kept out of training, accepts; `compiler` is the
+    backend of `torch.compile` for the passes of training (inductor needs a C++ compiler; on a CPU it does not pay).
     Form: `bits` (step = rms of the non-zero change x 2^(2-bits))."""
 
     share: float = 0.1
@@ -53,6 +55,7 @@ class Settings:
     weight_decay: float = 0.0
     amp: str = "bfloat16"
     checkpoint: bool = False
+    compiler: str = "off"
     augment: bool = True
     drift: float = 0.0
     project: int = 0
@@ -70,6 +73,13 @@ class Settings:
                 f"method settings are out of range: got {self}",
                 hint="share in (0, 1] (or 0 with heads), heads >= 0, rank 1..1024, learning rates > 0, weights >= 0, bits 2..8",
             )
-        for name, allowed in (("score", SCORES), ("scope", SCOPES), ("unit", UNITS), ("optimiser", OPTIMISERS), ("amp", AMP)):
+        for name, allowed in (
+            ("score", SCORES),
+            ("scope", SCOPES),
+            ("unit", UNITS),
+            ("optimiser", OPTIMISERS),
+            ("amp", AMP),
+            ("compiler", COMPILERS),
+        ):
             if getattr(self, name) not in allowed:
                 raise InputError(f"method setting {name} is unknown: expected one of {', '.join(allowed)}, got {getattr(self, name)}")

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from edgeedit.edit.blocks import checkpointed
+from edgeedit.edit.blocks import checkpointed, compiled
 from edgeedit.edit.locality import Locality
 from edgeedit.edit.losses import HeadLoss, TargetLoss
 from edgeedit.edit.parallel import team
@@ -127,7 +127,7 @@ def fit(
     shots = _batches(len(data.shots), settings.batch, settings.steps, generator)
     kept = _batches(len(data.control), settings.batch, settings.steps, generator)
     seen = retain.batches(generator)
-    with checkpointed(encoder, settings.checkpoint):
+    with checkpointed(encoder, settings.checkpoint), compiled(encoder, settings.compiler):
         for step in range(settings.steps):
             for group, lr in zip(optimiser.param_groups, peak, strict=True):
                 group["lr"] = lr * _schedule(step, settings.steps)

@@ -279,6 +279,7 @@ def test_settings_out_of_range_are_named() -> None:
         {"unit": "blocks"},
         {"optimiser": "lion"},
         {"amp": "int8"},
+        {"compiler": "gcc"},
         {"share": 0.0, "heads": 0},
         {"rounding_steps": 99},
     ):

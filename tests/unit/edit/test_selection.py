@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "rounded": {"rounding_steps": 4},
     "checkpoint": {"checkpoint": True, "amp": "bfloat16"},
     "directions": {"project": 4, "drift": 0.1},
+    "compiled": {"compiler": "aot_eager"},
 }
 
 
@@ -54,9 +56,9 @@ def test_training_in_place_equals_the_dense_reference(
     settings = Settings(**{"steps": 8, "amp": "off", **WIDE, **KINDS[kind]})
     twin, locality, data, reader = _parts(encoder, sets, settings)
     found = []
-    for way in (Selected, DenseSelected):
+    for way, own in ((Selected, settings), (DenseSelected, replace(settings, compiler="off"))):
         monkeypatch.setattr(module, "Selected", way)
-        selection = train(twin, locality, data, reader, settings, 0, None)
+        selection = train(twin, locality, data, reader, own, 0, None)
         found.append((selection.deltas(), round_selection(twin, locality, selection, 4)))
     (sparse, low), (sparse_again, low_again) = found[0][0], found[1][0]
     # bfloat16 keeps 8 bits, and Adam turns the sign of a tiny gradient into a whole step
