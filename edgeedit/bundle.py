@@ -92,7 +92,8 @@ class Bundle:
     torch encoder and this graph on the probes; `precision` is a word of DTYPES (in an int8
     Bundle scales and biases stay float32); `source_digest` names the encoder's
     weights, `graph_digest` the ONNX file, `fingerprint` all deployed tensors; `source` is where the server loads the encoder
-    from (a device ignores it).
+    from (a device ignores it).  A Bundle made of another one and patches (`materialize`) is named by its fingerprint, and `patched_from` is
+    the source digest of the encoder behind it; else that is "".
 
     The words for the engine come from the device profile: `engine` onnxruntime or tensorrt; `mode` aliased (weights written in
     place), inputs (patchable matrices are graph inputs) or rebuild; `provider` with its options; `memory` host, or the device
@@ -143,6 +144,7 @@ class Bundle:
     monitor_windows: int = 512
     false_alarms: float = 0.1
     reference_digest: str = ""
+    patched_from: str = ""
 
     def weights(self) -> dict[str, Array]:
         """Deployed name -> array, views into a private copy-on-write mapping of `weights.bin`."""
@@ -167,6 +169,8 @@ def save_bundle(bundle: Bundle) -> None:
     """Write `bundle.json` (last file of a Bundle, so an unfinished one cannot be loaded)."""
     value = asdict(bundle)
     del value["path"]
+    if not bundle.patched_from:  # a runtime of before this field takes what `export` writes
+        del value["patched_from"]
     value["schema_version"] = 1
     value["tensor_map"] = value["tensor_map"]["tensors"]
     write_json(bundle.path / BUNDLE_FILE, value)

@@ -94,6 +94,7 @@ def reference(images: Path, bundle: Path, as_json: bool) -> None:
     "--vlm-loss", type=click.Choice(["answer", "closed"]), default="answer", show_default=True, help="Over all words, or the list."
 )
 @click.option("--control", required=True, type=_PATH, help="Images that must stay as they are; labels are not needed.")
+@click.option("--former", multiple=True, type=_PATH, help="Labelled shots of earlier edits, so that they are not unlearnt. Repeatable.")
 @click.option("--heldout", type=_PATH, help="Labelled target images to judge by; half of the shots' groups when not given.")
 @click.option("--heldout-control", type=_PATH, help="Labelled control images to judge by; part of --control when not given.")
 @click.option("--unrelated", type=_PATH, help="Labelled images of another task that uses the encoder.")

@@ -113,6 +113,18 @@ def _names(shots: Shots) -> set[str]:
     return {shots.classes[i] for i in set(shots.labels.tolist())}
 
 
+def _check_former(former: Shots | None, reader: Reader, heldout: HeldOut) -> None:
+    if former is None:
+        return
+    if (former.labels < 0).any():
+        raise InputError("shots of earlier edits have no labels: expected a label for every image")
+    reader_labels(former, reader)
+    known = {digest_file(path): path for path in former.paths}
+    judged = [digest_file(path) for rows in (heldout.target, heldout.control, heldout.unrelated) if rows is not None for path in rows.paths]
+    if both := sorted(str(known[content]) for content in set(judged) & set(known)):
+        raise InputError(f"held-out images were also used to edit: expected none, got {len(both)}, for example {both[0]}")
+
+
 def _check_disjoint(shots: Shots, control: Shots, heldout: HeldOut) -> None:
     """Compares file contents: the same picture under another name is the same picture."""
     edited, kept, judged = (
@@ -168,6 +180,7 @@ def edit(
     progress: Progress | None = None,
     loss: TargetLoss | None = None,
     stored: Shots | None = None,
+    former: Shots | None = None,
     device: str = "cpu",
     judge_device: str = "cpu",
     deployed: Deployed | None = None,
@@ -176,15 +189,17 @@ def edit(
 
     `precision` is the deployed one; `limit` the allowed rise of an error (0..1); `loss` what the shots are trained on
     (default: cross-entropy of the reader); `stored` labelled images that the reader was fitted on, for the rival that fits it again;
+    `former` the labelled shots of earlier edits, trained on beside the new ones so that they are not unlearnt;
     `device` is where training runs, `judge_device` where held-out images are computed (the CPU, as in the field); `deployed` gives
     the weights that are judged where `precision` alone does not (int8).  Raises InputError for unusable sets."""
     _check(encoder, shots, control, reader, heldout, limit)
+    _check_former(former, reader, heldout)
     torch.manual_seed(seed)
     computed = precision if deployed is None else "float32"
     values: Mapping[str, Array] = parameter_values(encoder, computed)
     base = with_values(encoder, values)
     frozen = reader.digest()
-    task = _task(base, values, (shots, control, stored), reader, loss or HeadLoss(reader), (seed, limit, device, progress))
+    task = _task(base, values, (shots, control, stored, former), reader, loss or HeadLoss(reader), (seed, limit, device, progress))
     start = time.perf_counter()
     update = method.update(task)
     seconds = time.perf_counter() - start
@@ -204,6 +219,7 @@ def edit(
     metrics = EditMetrics(*judged, gate, seconds, census.changed, census.changed / census.total, census.outside, census.total)
     info = {
         **_provenance(base, encoder, shots, control, reader, method, precision, seed),
+        **({} if former is None else {"former": {"digest": former.digest, "n": len(former.paths), "classes": list(former.classes)}}),
         "heldout": _heldout_info(heldout),
         "locality": {**_locality_info(base, locality, update.tensors), "importance": update.importance},
         "metrics": {**metrics.to_json(), "edit_seconds": None},  # no clock in a Delta: the same edit, the same bytes
@@ -231,22 +247,24 @@ def _judged(values: Mapping[str, Array], update: Update, deployed: Deployed | No
 def _task(
     base: Encoder,
     values: Mapping[str, Array],
-    sets: tuple[Shots, Shots, Shots | None],
+    sets: tuple[Shots, Shots, Shots | None, Shots | None],
     reader: Reader,
     loss: TargetLoss,
     run: tuple[int, float, str, Progress | None],
 ) -> Task:
-    (shots, control, stored), (seed, limit, device, progress) = sets, run
+    (shots, control, stored, former), (seed, limit, device, progress) = sets, run
 
     def pixels(of: Shots) -> torch.Tensor:
         return torch.from_numpy(load_pixels(of, base.preprocess)).to(device)
 
-    labels = torch.from_numpy(reader_labels(shots, reader)).to(device)
-    task = Task(base.to(device), values, pixels(shots), labels, pixels(control), reader, loss, seed, limit, progress=progress)
+    def labels(of: Shots) -> torch.Tensor:
+        return torch.from_numpy(reader_labels(of, reader)).to(device)
+
+    task = Task(base.to(device), values, pixels(shots), labels(shots), pixels(control), reader, loss, seed, limit, progress=progress)
+    if former is not None:
+        task = replace(task, former_pixels=pixels(former), former_labels=labels(former))
     known = stored or (control if control.classes else None)
-    if known is None:
-        return task
-    return replace(task, stored_pixels=pixels(known), stored_labels=torch.from_numpy(reader_labels(known, reader)).to(device))
+    return task if known is None else replace(task, stored_pixels=pixels(known), stored_labels=labels(known))
 
 
 def _evaluate(

@@ -54,6 +54,17 @@ def make_shots(
     return Shots(tuple(paths), np.asarray(labels, dtype=np.int64), tuple(classes), tuple(groups), state.hexdigest(), tuple(pairs))
 
 
+def join_shots(sets: Sequence[Shots]) -> Shots:
+    """All images of labelled sets as one; classes are joined by name.  Raises InputError when a set has no labels."""
+    if any((s.labels < 0).any() for s in sets):
+        raise InputError("cannot join sets: expected a label for every image, got a set without")
+    classes = tuple(sorted({name for s in sets for name in s.classes}))
+    labels = np.concatenate([np.array([classes.index(name) for name in s.classes], dtype=np.int64)[s.labels] for s in sets])
+    known = {name: pair for s in sets for name, pair in zip(s.classes, s.pairs, strict=False)}
+    pairs = [known[name] for name in classes] if set(known) == set(classes) else []
+    return make_shots([p for s in sets for p in s.paths], labels, classes, [g for s in sets for g in s.groups], pairs)
+
+
 def load_shots(path: Path) -> Shots:
     """Read a folder per class, a flat folder (unlabelled) or a .jsonl; raises InputError with one sentence."""
     if path.is_dir():

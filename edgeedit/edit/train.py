@@ -19,7 +19,7 @@ from torch import nn
 from edgeedit.edit.blocks import checkpointed, compiled
 from edgeedit.edit.locality import Locality
 from edgeedit.edit.losses import HeadLoss, TargetLoss
-from edgeedit.edit.parallel import team
+from edgeedit.edit.parallel import Team, team
 from edgeedit.edit.projection import principal_directions
 from edgeedit.edit.readers import Reader
 from edgeedit.edit.selection import Selected, Selection
@@ -48,11 +48,14 @@ class Trainable(Protocol):
 
 @dataclass(frozen=True)
 class TrainData:
-    """Normalised pixels float32 (n, 3, s, s) of shots with labels (reader's numbers), and unlabelled control pixels."""
+    """Normalised pixels float32 (n, 3, s, s) of shots with labels (reader's numbers), unlabelled control pixels, and shots of earlier
+    edits with theirs."""
 
     shots: torch.Tensor
     labels: torch.Tensor
     control: torch.Tensor
+    former: torch.Tensor | None = None
+    former_labels: torch.Tensor | None = None
 
 
 def augment(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -115,9 +118,10 @@ def fit(
     random: tuple[int, torch.Generator],
     progress: Callable[[int, int, str], None] | None,
 ) -> None:
-    """Train `model` in place.  Loss: the target loss on shots, feature distillation (mean squared, in units of the
-    reader's feature spread) and KL to the base's verdicts on control images, the size of the change.  Of every batch this
-    process computes its part, where it is one of several (see `parallel`); raises InputError when training diverges."""
+    """Train `model` in place.  Loss: the target loss on shots, feature distillation (mean squared, in units of the reader's feature
+    spread) and KL to the base's verdicts on control images, the size of the change; where there are shots of earlier edits, the
+    target loss on as many of them as on new ones (rehearsal; Chaudhry et al. 2019).  Of every batch this process computes
+    its part, where it is one of several (see `parallel`); raises InputError when training diverges."""
     (reader, loss), (seed, generator), us = judge, random, team()
     us.check(settings)
     optimiser = _optimiser(model.groups(settings), settings)
@@ -127,6 +131,7 @@ def fit(
     shots = _batches(len(data.shots), settings.batch, settings.steps, generator)
     kept = _batches(len(data.control), settings.batch, settings.steps, generator)
     seen = retain.batches(generator)
+    former = _Former(data, settings, generator)
     with checkpointed(encoder, settings.checkpoint), compiled(encoder, settings.compiler):
         for step in range(settings.steps):
             for group, lr in zip(optimiser.param_groups, peak, strict=True):
@@ -134,12 +139,17 @@ def fit(
             own = data.shots[shots[step]]
             own = us.part(augment(own, generator) if settings.augment else own)
             labels, old, new = data.labels[us.part(shots[step])], us.part(kept[step]), us.part(seen[step])
-            images = torch.cat([own, data.control[old], retain.patterns[new]])
+            again, known = former.part(step, us)
+            images = torch.cat([own, again, data.control[old], retain.patterns[new]])
             optimiser.zero_grad(set_to_none=True)
 
-            def backward(features: torch.Tensor, labels: Any = labels, old: Any = old, new: Any = new, step: int = step) -> float:
-                cut = len(labels)
-                total = loss(features[:cut], labels) + retain.loss(features[cut:], old, new)
+            def backward(
+                features: torch.Tensor, labels: Any = labels, known: Any = known, old: Any = old, new: Any = new, step: int = step
+            ) -> float:
+                cut, end = len(labels), len(labels) + len(known)
+                total = loss(features[:cut], labels) + retain.loss(features[end:], old, new)
+                if len(known):
+                    total = total + loss(features[cut:end], known)
                 if settings.drift:
                     total = total + settings.drift * model.size()
                 reached = float(total.detach())
@@ -156,6 +166,24 @@ def fit(
             scaler.update()
             if progress is not None:
                 progress(step + 1, settings.steps, f"training, loss {reached:.3f}")
+
+
+class _Former:
+    """Batches of the shots of earlier edits; empty ones, and no random number drawn, where there are none."""
+
+    def __init__(self, data: TrainData, settings: Settings, generator: torch.Generator) -> None:
+        empty = data.former is None or data.former_labels is None
+        self._pixels = data.shots[:0] if data.former is None else data.former
+        self._labels = data.labels[:0] if data.former_labels is None else data.former_labels
+        nothing = [torch.empty(0, dtype=torch.int64)] * settings.steps
+        self._batches = nothing if empty else _batches(len(self._pixels), settings.batch, settings.steps, generator)
+        self._generator, self._turned = generator, settings.augment and not empty
+
+    def part(self, step: int, us: Team) -> tuple[torch.Tensor, torch.Tensor]:
+        """This process's pixels and labels of a step."""
+        rows = self._batches[step]
+        pixels = augment(self._pixels[rows], self._generator) if self._turned else self._pixels[rows]
+        return us.part(pixels), self._labels[us.part(rows)]
 
 
 class _Retention:

@@ -20,7 +20,7 @@ from edgeedit.edit.shots import load_shots
 from edgeedit.edit.tune import Point, Search, save_plot, tune
 from edgeedit.encoder.values import check_precision
 from edgeedit.files import write_json
-from edgeedit.flows.server import encoder_of, in_codes
+from edgeedit.flows.server import encoder_of, in_codes, named_by
 from edgeedit.metrics import EditMetrics
 
 
@@ -54,7 +54,7 @@ def run_import(request: ImportRequest, kind: str, out: Path) -> tuple[Imported, 
     info = {
         "encoder": {
             "recipe": bundle.recipe,
-            "source_digest": encoder.source_digest(),
+            "source_digest": bundle.source_digest,
             "precision": bundle.precision,
             "blocks": encoder.blocks,
             "heads": encoder.heads,
@@ -73,7 +73,7 @@ def run_import(request: ImportRequest, kind: str, out: Path) -> tuple[Imported, 
         "locality": {"blocks": []},
         "licence_notes": [],
     }
-    save_judged(Delta(found.tensors, info), metrics, out)
+    save_judged(Delta(found.tensors, named_by(bundle, info)), metrics, out)
     return found, metrics
 
 

@@ -29,7 +29,7 @@ from edgeedit.edit.methods.local import Local
 from edgeedit.edit.parallel import team
 from edgeedit.edit.readers import Reader, fit_linear, fit_prototypes, load_reader, save_reader
 from edgeedit.edit.run import EditResult, HeldOut, edit
-from edgeedit.edit.shots import Shots, load_pixels, load_shots, split_by_group
+from edgeedit.edit.shots import Shots, join_shots, load_pixels, load_shots, split_by_group
 from edgeedit.edit.statistics import balanced_error
 from edgeedit.edit.vlm import AnswerLoss, VlmReader, vlm_reader, with_unit
 from edgeedit.encoder.encoder import Encoder
@@ -68,14 +68,24 @@ def export_model(
 
 
 def encoder_of(bundle: Bundle) -> Encoder:
-    """The torch encoder that a Bundle was exported from; raises MismatchError (exit 4) when its weights are others."""
+    """The torch encoder that a Bundle was exported from, with the weights of its patches where it was materialized from some; raises
+    MismatchError (exit 4) when the encoder's own weights are others."""
     encoder = load_encoder(bundle.source, load_recipe(bundle.recipe), size=bundle.preprocess.size)
-    if encoder.source_digest() != bundle.source_digest:
+    expected = bundle.patched_from or bundle.source_digest
+    if encoder.source_digest() != expected:
         raise MismatchError(
-            f"encoder {bundle.source} does not match the bundle: expected {bundle.source_digest[:12]}, got {encoder.source_digest()[:12]}",
+            f"encoder {bundle.source} does not match the bundle: expected {expected[:12]}, got {encoder.source_digest()[:12]}",
             hint="export the bundle again from this encoder",
         )
-    return encoder
+    if not bundle.patched_from:
+        return encoder
+    return with_values(encoder, deployed_values(parameter_values(encoder, "float32"), bundle, bundle.weights()))
+
+
+def named_by(bundle: Bundle, info: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of an edit with the Bundle's name for its encoder: of patched weights the digest is the deployed fingerprint."""
+    behind = {"patched_from": bundle.patched_from} if bundle.patched_from else {}
+    return {**info, "encoder": {**info["encoder"], "source_digest": bundle.source_digest, **behind}}
 
 
 def in_codes(bundle: Bundle) -> Deployed | None:
@@ -112,6 +122,7 @@ class EditRequest:
     bundle: Path
     reader_path: Path | None
     control: Path
+    former: tuple[Path, ...] = ()
     heldout: Path | None = None
     heldout_control: Path | None = None
     unrelated: Path | None = None
@@ -194,9 +205,12 @@ def run_edit(
         limit=request.limit,
         progress=progress,
         loss=loss,
+        former=join_shots([load_shots(path) for path in request.former]) if request.former else None,
         deployed=in_codes(bundle),
         device=team().device,
     )
+    info = named_by(bundle, result.info)
+    result = replace(result, info=info, patch=replace(result.delta, info=info))
     if isinstance(reader, VlmReader):
         result = with_controls(result, encoder, reader, heldout, bundle, request.seed)
     if team().rank == 0:

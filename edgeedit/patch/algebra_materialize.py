@@ -48,8 +48,8 @@ def materialize_weights(bundle: Bundle, patches: Sequence[Patch], out: Path) -> 
 def materialize_bundle(bundle: Bundle, patches: Sequence[Patch], out: Path) -> Bundle:
     """Write a whole Bundle folder `out` that holds base + `patches` (graph, probes, new weights, new fingerprint).
 
-    Its source digest is the result's fingerprint, so that an edit of the unpatched encoder is refused for it.  Raises what
-    `materialize_weights` raises, InputError when `out` exists; there is then no folder."""
+    Its source digest is the result's fingerprint, so that an edit of the unpatched encoder is refused for it; the next edit starts from
+    it.  Raises what `materialize_weights` raises, InputError when `out` exists; there is then no folder."""
     if out.exists():
         raise InputError(f"cannot write bundle {out}: expected a new folder, got an existing one", hint="choose another name")
     for file, digest in ((MODEL_FILE, bundle.graph_digest), (PROBES_FILE, bundle.probes_digest)):
@@ -63,9 +63,9 @@ def materialize_bundle(bundle: Bundle, patches: Sequence[Patch], out: Path) -> B
             copy_file(bundle.path / file, temp / file)
         rows = tuple(table[tensor.name] for tensor in bundle.tensor_map.tensors)
         result = patches[-1].manifest.result
-        made = replace(
-            bundle, tensor_map=TensorMap(rows), fingerprint=result, source_digest=result, source="", golden_digest="", reference_digest=""
-        )
+        behind = bundle.patched_from or bundle.source_digest
+        made = replace(bundle, tensor_map=TensorMap(rows), fingerprint=result, source_digest=result, patched_from=behind)
+        made = replace(made, golden_digest="", reference_digest="")
         save_bundle(replace(made, path=temp))
         temp.rename(out)
         fsync_dir(out.parent)

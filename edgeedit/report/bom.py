@@ -106,7 +106,7 @@ def _reader(facts: CardFacts) -> Component | None:
 
 def _data(facts: CardFacts) -> list[Component]:
     made = []
-    for key in ("shots", "control"):
+    for key in ("shots", "former", "control"):
         row = facts.part(key)
         if row.get("digest"):
             rows = {

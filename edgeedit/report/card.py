@@ -163,10 +163,12 @@ def _where(locality: Mapping[str, Any]) -> tuple[Table, ...]:
 
 def data(facts: CardFacts) -> Section:
     """The images of the edit and of its judgement."""
-    shots, control = facts.part("shots"), facts.part("control")
+    shots, former, control = facts.part("shots"), facts.part("former"), facts.part("control")
     rows = [
         ("Shots (labelled, used to edit)", shots.get("n")),
         ("Shots digest", code(shots.get("digest"))),
+        ("Shots of earlier edits (labelled, used to edit)", former.get("n")),
+        ("Digest of the shots of earlier edits", code(former.get("digest"))),
         ("Control images used in the edit", control.get("n")),
         ("Control digest", code(control.get("digest"))),
         *((f"Held-out {row.name} images", row.n) for row in facts.sets()),

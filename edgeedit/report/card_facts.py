@@ -120,7 +120,8 @@ def _set(row: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 def checked(render: Callable[[CardFacts], str], facts: CardFacts) -> str:
     """What `render` makes of the facts; raises InputError when a digest or a figure of the record is of the wrong kind."""
-    named = [("reader", "digest"), ("shots", "digest"), ("control", "digest"), ("encoder", "source_digest")]
+    named = [("reader", "digest"), ("shots", "digest"), ("former", "digest"), ("control", "digest")]
+    named += [("encoder", "source_digest"), ("encoder", "patched_from")]
     for part, key in named:
         value = facts.part(part).get(key)
         if value is not None and not (isinstance(value, str) and _SHA256.fullmatch(value)):

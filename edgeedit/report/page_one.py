@@ -200,6 +200,8 @@ def _data(sheet: Sheet) -> Markup:
                 control_digest=sheet.show("data.control.digest", "short"),
             )
         )
+    if sheet.value("data.former.n") is not None:
+        parts.append(sheet.say("data_former", n=sheet.show("data.former.n", "count"), digest=sheet.show("data.former.digest", "short")))
     held = []
     for name in (name for name in SETS if name in sheet.value("sets")):
         path = f"data.heldout.{name}.digest"

@@ -31,10 +31,12 @@ def _section(info: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def _data(info: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    shots, control = _section(info, "shots"), _section(info, "control")
+    shots, former, control = (_section(info, name) for name in ("shots", "former", "control"))
     rows: list[tuple[str, Any]] = [
         ("Shots", f"{shots['n']} labelled images" if "n" in shots else None),
         ("Shots digest", shots.get("digest")),
+        ("Shots of earlier edits", former.get("n")),
+        ("Their digest", former.get("digest")),
         ("Control images used in the edit", control.get("n")),
         ("Control digest", control.get("digest")),
     ]
@@ -51,6 +53,7 @@ def provenance_rows(delta: Delta, cost: Mapping[str, Any]) -> list[dict[str, str
     rows: list[tuple[str, Any]] = [
         ("Encoder recipe", encoder.get("recipe")),
         ("Encoder source digest", encoder.get("source_digest")),
+        ("Patched from the encoder", encoder.get("patched_from")),
         ("Reader (frozen)", _settings({k: reader[k] for k in ("kind", "classes") if k in reader})),
         ("Reader digest", reader.get("digest")),
         *_data(info),

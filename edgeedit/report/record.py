@@ -160,7 +160,7 @@ def build(delta: Delta, given: Given) -> dict[str, Any]:
         "account": _account(metrics, given),
         "device": given.device,
         "survival": section(delta.info, "survival"),
-        "data": {key: section(delta.info, key) for key in ("shots", "control")} | {"heldout": section(delta.info, "heldout")},
+        "data": {key: section(delta.info, key) for key in ("shots", "former", "control")} | {"heldout": section(delta.info, "heldout")},
         "encoder": section(delta.info, "encoder"),
         "explanation": given.explanation,
         "provenance": provenance_rows(delta, given.cost),

@@ -19,7 +19,7 @@ from edgeedit.edit.methods.alpha import choose_alpha, split_control
 from edgeedit.edit.methods.method import Task, Update
 from edgeedit.edit.selection import WRAPPED, Pass
 from edgeedit.edit.settings import Settings
-from edgeedit.edit.train import TrainData, fit
+from edgeedit.edit.train import fit
 from edgeedit.encoder.encoder import Encoder
 from edgeedit.encoder.values import with_values
 from edgeedit.errors import InputError
@@ -94,7 +94,7 @@ def _tune(task: Task, settings: Settings, names: tuple[str, ...]) -> Update:
     kept, chooses = split_control(task.control) if settings.interpolate else (task.control, None)
     model = Whole(task.base, names, settings.amp)
     generator = torch.Generator().manual_seed(task.seed)
-    data = TrainData(task.pixels, task.labels, kept)
+    data = task.data(kept)
     fit(model, task.base, data, (task.reader, task.loss), settings, (task.seed, generator), task.progress)
     tuned = {name: p.detach().cpu().numpy() for name, p in model.own.items()}
     notes: dict[str, Any] = {}

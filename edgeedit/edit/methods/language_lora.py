@@ -20,7 +20,7 @@ from edgeedit.edit.methods.lora import Adapted
 from edgeedit.edit.methods.method import Task, Update
 from edgeedit.edit.selection import Pass
 from edgeedit.edit.settings import Settings
-from edgeedit.edit.train import TrainData, fit
+from edgeedit.edit.train import fit
 from edgeedit.edit.vlm import AnswerLoss, VlmReader
 from edgeedit.encoder.encoder import Encoder
 from edgeedit.errors import InputError
@@ -150,5 +150,5 @@ def _fit(model: LanguageOnly, language: AdaptedLanguage, task: Task, settings: S
     closed = task.loss.closed if isinstance(task.loss, AnswerLoss) else True
     judge = language.reader, AnswerLoss(language.reader, closed)
     generator = torch.Generator().manual_seed(task.seed)
-    data = TrainData(task.pixels, task.labels, task.control)
+    data = task.data()
     fit(model, task.base, data, judge, settings, (task.seed, generator), task.progress)

@@ -22,7 +22,7 @@ from edgeedit.edit.quantize import low_rank_part, sparse_part
 from edgeedit.edit.scores import accumulate
 from edgeedit.edit.selection import Selection
 from edgeedit.edit.settings import Settings
-from edgeedit.edit.train import TrainData, train
+from edgeedit.edit.train import train
 from edgeedit.encoder.encoder import Encoder
 from edgeedit.encoder.values import with_values
 from edgeedit.errors import InputError
@@ -45,7 +45,7 @@ class Local(Settings):
         held = importance(task.base, found, locality)
         del found  # as large as the encoder: not needed while training
         kept, chooses = split_control(task.control) if self.interpolate else (task.control, None)
-        data = TrainData(task.pixels, task.labels, kept)
+        data = task.data(kept)
         selection = train(task.base, locality, data, task.reader, self, task.seed, task.progress, task.loss)
         notes: dict[str, Any] = {}
         alpha = 1.0

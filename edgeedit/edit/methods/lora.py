@@ -18,7 +18,7 @@ from edgeedit.edit.methods.method import Task, Update
 from edgeedit.edit.scores import part_name
 from edgeedit.edit.selection import Pass
 from edgeedit.edit.settings import Settings
-from edgeedit.edit.train import TrainData, fit
+from edgeedit.edit.train import fit
 from edgeedit.encoder.encoder import Encoder
 from edgeedit.errors import InputError
 
@@ -81,6 +81,6 @@ class Lora(Settings):
         torch.manual_seed(task.seed)
         model = Adapted(task.base, self.rank, self.amp)
         generator = torch.Generator().manual_seed(task.seed)
-        data = TrainData(task.pixels, task.labels, task.control)
+        data = task.data()
         fit(model, task.base, data, (task.reader, task.loss), self, (task.seed, generator), task.progress)
         return whole_update(task.base, model.merged(), FP16 * sum(p.numel() for p in model.own), {})

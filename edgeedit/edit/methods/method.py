@@ -16,6 +16,7 @@ from edgeedit.delta import TensorDelta
 from edgeedit.edit.locality import Locality
 from edgeedit.edit.losses import TargetLoss
 from edgeedit.edit.readers import Reader
+from edgeedit.edit.train import TrainData
 from edgeedit.encoder.encoder import Encoder
 
 Array = np.ndarray[Any, Any]
@@ -26,7 +27,8 @@ Progress = Callable[[int, int, str], None]
 class Task:
     """All that a method may see.  `base` holds the deployed weights and stays unchanged; pixels float32 (n, 3, s, s) on
     its device; `labels` int64 in the reader's numbering; `values` are the deployed weights; `stored_*` are features and
-    labels of images the reader was fitted on, where the customer still has them; `limit` the allowed control drop."""
+    labels of images the reader was fitted on, where the customer still has them; `former_*` pixels and labels of the shots of earlier
+    edits; `limit` the allowed control drop."""
 
     base: Encoder
     values: Mapping[str, Array]
@@ -39,7 +41,13 @@ class Task:
     limit: float
     stored_pixels: torch.Tensor | None = None
     stored_labels: torch.Tensor | None = None
+    former_pixels: torch.Tensor | None = None
+    former_labels: torch.Tensor | None = None
     progress: Progress | None = None
+
+    def data(self, control: torch.Tensor | None = None) -> TrainData:
+        """What training sees; `control` in the place of all control pixels."""
+        return TrainData(self.pixels, self.labels, self.control if control is None else control, self.former_pixels, self.former_labels)
 
 
 @dataclass(frozen=True)

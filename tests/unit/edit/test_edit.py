@@ -18,10 +18,10 @@ from edgeedit.edit.quantize import low_rank_part, sparse_part, to_bfloat16
 from edgeedit.edit.readers import Reader, fit_linear, fit_prototypes, load_reader, save_reader
 from edgeedit.edit.run import EditResult, HeldOut, _census, edit
 from edgeedit.edit.selection import Selection
-from edgeedit.edit.shots import Shots, load_pixels
+from edgeedit.edit.shots import Shots, join_shots, load_pixels, make_shots
 from edgeedit.edit.train import TrainData, train
 from edgeedit.encoder.encoder import Encoder
-from edgeedit.encoder.values import parameter_values
+from edgeedit.encoder.values import parameter_values, with_values
 from edgeedit.errors import InputError
 from edgeedit.metrics import Interval, SetResult, metrics_from_json
 from edgeedit.rounding import apply_delta, changed_elements, check_scale, legal_step, low_rank_product
@@ -299,3 +299,38 @@ def test_reader_files_that_do_not_fit_are_input_errors(encoder: Encoder, sets: d
         save_reader(broken, path)
         with pytest.raises(InputError, match=r"reader .* is"):
             load_reader(path)
+
+
+def test_shots_of_earlier_edits_teach_what_their_labels_say(encoder: Encoder, sets: dict[str, Shots]) -> None:
+    reader, target = _reader(encoder, sets["base"]), sets["target"]
+    swapped = make_shots(target.paths, 1 - target.labels, target.classes, target.groups)
+    method = replace(METHOD, steps=40, share=0.5, heads=4, distill=0.0, kl=0.0, patterns=0, lr=1e-2)
+    losses = []
+    for former in (target, None, swapped):
+        held = HeldOut(sets["base"])
+        result = edit(
+            encoder, sets["shots"], sets["control"], reader, method=method, precision="float32", heldout=held, seed=0, limit=1,
+            former=former,
+        )  # fmt: skip
+        values = parameter_values(encoder, "float32")
+        values.update({t.name: apply_delta(values[t.name], t) for t in result.delta.tensors})
+        logits = reader.logits(torch.from_numpy(features(with_values(encoder, values), load_pixels(target, encoder.preprocess))))
+        losses.append(float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(target.labels))))
+        assert (result.info.get("former") or {}).get("n") == (None if former is None else len(former.paths))
+    assert losses[0] < losses[2] - 0.005
+    with pytest.raises(InputError, match="held-out images were also used"):
+        edit(
+            encoder, sets["shots"], sets["control"], reader, method=METHOD, precision="float32", heldout=HeldOut(target), seed=0, limit=1,
+            former=target,
+        )  # fmt: skip
+
+
+def test_joined_sets_keep_every_image_its_class_by_name(sets: dict[str, Shots]) -> None:
+    one, other = sets["shots"], sets["target"]
+    turned = make_shots(other.paths, 1 - other.labels, other.classes[::-1], other.groups)
+    both = join_shots([one, turned])
+    names = [both.classes[label] for label in both.labels]
+    assert names == [path.parent.name for path in (*one.paths, *other.paths)] and both.paths == one.paths + other.paths
+    flat = make_shots(one.paths, np.full(len(one.paths), -1), (), one.groups)
+    with pytest.raises(InputError, match="cannot join"):
+        join_shots([one, flat])

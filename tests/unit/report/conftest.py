@@ -79,6 +79,7 @@ def delta(pictures: Path) -> Delta:
         "encoder": {"recipe": "dinov2", "source_digest": "ab" * 32, "precision": "float32", "blocks": 12, "heads": 6, "size": 224},
         "reader": {"kind": "linear", "digest": "cd" * 32, "classes": ["intact", "defective"]},
         "shots": {"digest": "ef" * 32, "n": 40, "classes": ["intact", "defective"]},
+        "former": {"digest": "56" * 32, "n": 24, "classes": ["intact", "defective"]},
         "control": {"digest": "12" * 32, "n": 256},
         "heldout": {"target": {"digest": "3" * 64, "n": 60}, "control": {"digest": "4" * 64, "n": 80}},
         "method": {"name": "lorsu", "share": 0.1, "heads": 2, "steps": 60, "learning_rate": 0.0005, "bits": 7},

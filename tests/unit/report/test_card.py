@@ -142,6 +142,7 @@ def test_the_bill_names_what_goes_in_with_its_digests(facts: CardFacts) -> None:
         "patch": SIGNED.digest,
         "reader": info["reader"]["digest"],
         "data-shots": info["shots"]["digest"],
+        "data-former": info["former"]["digest"],
         "data-control": info["control"]["digest"],
     }
     own = {p["name"]: p["value"] for p in rows["patch"]["properties"]}
