@@ -80,8 +80,9 @@ class EditResult:
         save_judged(self.delta, self.metrics, path)
 
 
-def _check(encoder: Encoder, shots: Shots, control: Shots, reader: Reader, heldout: HeldOut, limit: float) -> None:
+def _check(encoder: Encoder, sets: tuple[Shots, Shots, Shots | None], reader: Reader, heldout: HeldOut, limit: float) -> None:
     """All that can be refused before a minute of training; raises InputError."""
+    shots, control, former = sets
     if not 0 <= limit <= 1:
         raise InputError(f"limit is out of range: expected a share in [0, 1], got {limit}")
     if (heldout.unrelated is None) != (heldout.unrelated_reader is None):
@@ -107,6 +108,7 @@ def _check(encoder: Encoder, shots: Shots, control: Shots, reader: Reader, heldo
         side = "the shots" if name in _names(shots) else "the held-out target images"
         raise InputError(f"label is only on one side: expected {name} in shots and held-out target images, got it in {side} only")
     _check_disjoint(shots, control, heldout)
+    _check_former(former, reader, heldout)
 
 
 def _names(shots: Shots) -> set[str]:
@@ -187,25 +189,22 @@ def edit(
 ) -> EditResult:
     """Edit `encoder` (left unchanged) from labelled `shots`; `control` images need no labels.
 
-    `precision` is the deployed one; `limit` the allowed rise of an error (0..1); `loss` what the shots are trained on
-    (default: cross-entropy of the reader); `stored` labelled images that the reader was fitted on, for the rival that fits it again;
-    `former` the labelled shots of earlier edits, trained on beside the new ones so that they are not unlearnt;
-    `device` is where training runs, `judge_device` where held-out images are computed (the CPU, as in the field); `deployed` gives
-    the weights that are judged where `precision` alone does not (int8).  Raises InputError for unusable sets."""
-    _check(encoder, shots, control, reader, heldout, limit)
-    _check_former(former, reader, heldout)
+    `precision` is the deployed one; `limit` the allowed rise of an error (0..1); `loss` what the shots are trained on (default: cross-
+    entropy of the reader); `stored` labelled images that the reader was fitted on, for the rival that fits it again; `former` labelled
+    shots of earlier edits, trained on so that they are not unlearnt; `device` is where training runs, `judge_device` where held-out
+    images are computed (the CPU, as in the field); `deployed` gives the weights that are judged where `precision` alone does not
+    (int8).  Raises InputError for unusable sets."""
+    _check(encoder, (shots, control, former), reader, heldout, limit)
     torch.manual_seed(seed)
     computed = precision if deployed is None else "float32"
     values: Mapping[str, Array] = parameter_values(encoder, computed)
     base = with_values(encoder, values)
-    frozen = reader.digest()
     task = _task(base, values, (shots, control, stored, former), reader, loss or HeadLoss(reader), (seed, limit, device, progress))
-    start = time.perf_counter()
+    frozen, start = reader.digest(), time.perf_counter()
     update = method.update(task)
     seconds = time.perf_counter() - start
-    base = base.to("cpu")
     values, new = _judged(values, update, deployed)
-    base = base if deployed is None else with_values(encoder, values)
+    base = base.to("cpu") if deployed is None else with_values(encoder, values)
     edited = with_values(encoder, new)
     locality = update.locality or Locality({}, {}, np.zeros((base.blocks, base.heads)), np.zeros((base.blocks, base.heads), bool))
     # Read back from the encoder that is judged, not from what was meant to be put into it.
@@ -214,13 +213,12 @@ def edit(
     if reader.digest() != frozen:
         raise EdgeEditError("reader changed during the edit: expected its weights to stay frozen, got another digest")
     results, before, after, rows = _evaluate(base.to(judge_device), edited.to(judge_device), (reader, after_reader), heldout, progress)
-    gate = decide(results["target"], results.get("control"), results.get("unrelated"), limit)
     judged = results["target"], results.get("control"), results.get("unrelated")
+    gate = decide(*judged, limit)
     metrics = EditMetrics(*judged, gate, seconds, census.changed, census.changed / census.total, census.outside, census.total)
     info = {
         **_provenance(base, encoder, shots, control, reader, method, precision, seed),
-        **({} if former is None else {"former": {"digest": former.digest, "n": len(former.paths), "classes": list(former.classes)}}),
-        "heldout": _heldout_info(heldout),
+        **_sets_info(heldout, former),
         "locality": {**_locality_info(base, locality, update.tensors), "importance": update.importance},
         "metrics": {**metrics.to_json(), "edit_seconds": None},  # no clock in a Delta: the same edit, the same bytes
         "survival": dict(census.survival),
@@ -347,9 +345,12 @@ def _provenance(
     }
 
 
-def _heldout_info(heldout: HeldOut) -> dict[str, Any]:
+def _sets_info(heldout: HeldOut, former: Shots | None) -> dict[str, Any]:
     sets = {"target": heldout.target, "control": heldout.control, "unrelated": heldout.unrelated}
-    return {name: {"digest": row.digest, "n": len(row.paths)} for name, row in sets.items() if row is not None}
+    rows = {"heldout": {name: {"digest": row.digest, "n": len(row.paths)} for name, row in sets.items() if row is not None}}
+    if former is None:
+        return rows
+    return {**rows, "former": {"digest": former.digest, "n": len(former.paths), "classes": list(former.classes)}}
 
 
 def _locality_info(encoder: Encoder, locality: Locality, tensors: tuple[TensorDelta, ...]) -> dict[str, Any]:
