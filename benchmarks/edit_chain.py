@@ -1,6 +1,7 @@
 """A chain of small edits on the real encoder: does the fiftieth patch break what the first one repaired?
 
-    python benchmarks/edit_chain.py [--quick] [--development] [--edits 50] [--methods default,lora] [--minutes 28] [--json FILE]
+    python benchmarks/edit_chain.py [--quick] [--development] [--edits 50] [--methods default,lora] [--minutes 28]
+                                    [--json FILE] [--plot FILE]
 
 Each edit gets 2 other shots per class of polycrystalline cells (the reader knows mono cells only).  A session's held-out images are
 40 cells per class, drawn from 80 per class that no edit ever sees: sessions share held-out images, so that each has enough
@@ -100,11 +101,9 @@ def scene(encoder: Encoder, data: Scenario, edits: int, *, quick: bool, developm
     held, pool = data.control_heldout, data.target_heldout
     rows = np.random.default_rng(0).permutation(len(held.paths))[: 24 if quick else CONTROL]
     if not quick:  # all poly cells: the reader has seen none of them, and nothing is chosen here
-        of = development_scenario(data.seed, shots_per_class=1000) if development else scenario(0, shots_per_class=len(held.paths) * 10)
-        rest = of.shots
-        pool = make_shots(
-            [*pool.paths, *rest.paths], np.concatenate([pool.labels, rest.labels]), pool.classes, [*pool.groups, *rest.groups]
-        )
+        every = len(held.paths) * 10
+        of = development_scenario(data.seed, shots_per_class=every) if development else scenario(0, shots_per_class=every)
+        pool = join_shots([pool, of.shots])
     return Scene(sessions(data, pool, edits), subset(held, np.sort(rows).tolist()), reader, first(data.control, 64))
 
 

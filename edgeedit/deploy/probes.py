@@ -81,10 +81,14 @@ def deployed_values(parameters: Mapping[str, Array], bundle: Bundle, weights: Ma
     return values
 
 
+def deployed_encoder(encoder: Encoder, bundle: Bundle, weights: Mapping[str, Array]) -> Encoder:
+    """A copy of the encoder with `deployed_values`; it computes in float32."""
+    return with_values(encoder, deployed_values(parameter_values(encoder, "float32"), bundle, weights))
+
+
 def deployed_expectations(encoder: Encoder, bundle: Bundle, weights: Mapping[str, Array]) -> Array:
-    """Features on the bundle's probes, float32 (n, width), of the encoder with `deployed_values`."""
-    values = deployed_values(parameter_values(encoder, "float32"), bundle, weights)
-    return run_encoder(with_values(encoder, values), bundle.probes())
+    """Features on the bundle's probes, float32 (n, width), of `deployed_encoder`."""
+    return run_encoder(deployed_encoder(encoder, bundle, weights), bundle.probes())
 
 
 def check_probes(old_outputs: Array, new_outputs: Array, tolerance: float, margin: float = MARGIN) -> None:

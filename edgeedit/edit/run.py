@@ -107,33 +107,28 @@ def _check(encoder: Encoder, sets: tuple[Shots, Shots, Shots | None], reader: Re
     for name in sorted(_names(shots) ^ _names(heldout.target)):
         side = "the shots" if name in _names(shots) else "the held-out target images"
         raise InputError(f"label is only on one side: expected {name} in shots and held-out target images, got it in {side} only")
-    _check_disjoint(shots, control, heldout)
-    _check_former(former, reader, heldout)
+    if former is not None:
+        _check_former(former, reader)
+    _check_disjoint(shots, control, former, heldout)
 
 
 def _names(shots: Shots) -> set[str]:
     return {shots.classes[i] for i in set(shots.labels.tolist())}
 
 
-def _check_former(former: Shots | None, reader: Reader, heldout: HeldOut) -> None:
-    if former is None:
-        return
+def _check_former(former: Shots, reader: Reader) -> None:
     if (former.labels < 0).any():
         raise InputError("shots of earlier edits have no labels: expected a label for every image")
     reader_labels(former, reader)
-    known = {digest_file(path): path for path in former.paths}
-    judged = [digest_file(path) for rows in (heldout.target, heldout.control, heldout.unrelated) if rows is not None for path in rows.paths]
-    if both := sorted(str(known[content]) for content in set(judged) & set(known)):
-        raise InputError(f"held-out images were also used to edit: expected none, got {len(both)}, for example {both[0]}")
 
 
-def _check_disjoint(shots: Shots, control: Shots, heldout: HeldOut) -> None:
+def _check_disjoint(shots: Shots, control: Shots, former: Shots | None, heldout: HeldOut) -> None:
     """Compares file contents: the same picture under another name is the same picture."""
-    edited, kept, judged = (
+    edited, kept, again, judged = (
         {digest_file(path): path for row in rows if row is not None for path in row.paths}
-        for rows in ((shots,), (control,), (heldout.target, heldout.control, heldout.unrelated))
+        for rows in ((shots,), (control,), (former,), (heldout.target, heldout.control, heldout.unrelated))
     )
-    both = sorted(str(judged[content]) for content in {*edited, *kept} & set(judged))
+    both = sorted(str(judged[content]) for content in {*edited, *kept, *again} & set(judged))
     if both:
         raise InputError(f"held-out images were also used to edit: expected none, got {len(both)}, for example {both[0]}")
     overlap = sorted(str(edited[content]) for content in set(edited) & set(kept))
@@ -260,7 +255,7 @@ def _task(
 
     task = Task(base.to(device), values, pixels(shots), labels(shots), pixels(control), reader, loss, seed, limit, progress=progress)
     if former is not None:
-        task = replace(task, former_pixels=pixels(former), former_labels=labels(former))
+        task = replace(task, former=(pixels(former), labels(former)))
     known = stored or (control if control.classes else None)
     return task if known is None else replace(task, stored_pixels=pixels(known), stored_labels=labels(known))
 

@@ -55,10 +55,12 @@ def make_shots(
 
 
 def join_shots(sets: Sequence[Shots]) -> Shots:
-    """All images of labelled sets as one; classes are joined by name.  Raises InputError when a set has no labels."""
+    """All images of labelled sets as one; classes are joined by name, in the order in which they first come.
+
+    Raises InputError when a set has no labels."""
     if any((s.labels < 0).any() for s in sets):
         raise InputError("cannot join sets: expected a label for every image, got a set without")
-    classes = tuple(sorted({name for s in sets for name in s.classes}))
+    classes = tuple(dict.fromkeys(name for s in sets for name in s.classes))
     labels = np.concatenate([np.array([classes.index(name) for name in s.classes], dtype=np.int64)[s.labels] for s in sets])
     known = {name: pair for s in sets for name, pair in zip(s.classes, s.pairs, strict=False)}
     pairs = [known[name] for name in classes] if set(known) == set(classes) else []

@@ -54,8 +54,7 @@ class TrainData:
     shots: torch.Tensor
     labels: torch.Tensor
     control: torch.Tensor
-    former: torch.Tensor | None = None
-    former_labels: torch.Tensor | None = None
+    former: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
 def augment(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -172,12 +171,10 @@ class _Former:
     """Batches of the shots of earlier edits; empty ones, and no random number drawn, where there are none."""
 
     def __init__(self, data: TrainData, settings: Settings, generator: torch.Generator) -> None:
-        empty = data.former is None or data.former_labels is None
-        self._pixels = data.shots[:0] if data.former is None else data.former
-        self._labels = data.labels[:0] if data.former_labels is None else data.former_labels
+        self._pixels, self._labels = data.former or (data.shots[:0], data.labels[:0])
         nothing = [torch.empty(0, dtype=torch.int64)] * settings.steps
-        self._batches = nothing if empty else _batches(len(self._pixels), settings.batch, settings.steps, generator)
-        self._generator, self._turned = generator, settings.augment and not empty
+        self._batches = _batches(len(self._pixels), settings.batch, settings.steps, generator) if data.former else nothing
+        self._generator, self._turned = generator, settings.augment and data.former is not None
 
     def part(self, step: int, us: Team) -> tuple[torch.Tensor, torch.Tensor]:
         """This process's pixels and labels of a step."""

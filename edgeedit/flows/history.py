@@ -17,7 +17,7 @@ import numpy as np
 from edgeedit.bundle import Bundle, load_bundle
 from edgeedit.delta import Delta, load_delta
 from edgeedit.deploy.lower import lower
-from edgeedit.deploy.probes import deployed_values
+from edgeedit.deploy.probes import deployed_encoder, deployed_values
 from edgeedit.digest import digest_array, digest_bytes, digest_file
 from edgeedit.edit.continual import Progress, Session, State, run_chain, state_from_json
 from edgeedit.edit.history import Limits, Step, measured, recorded
@@ -144,7 +144,7 @@ class _Replay:
         if self.patches:
             check_fits(bundle, self.patches)
             # What the deployed tensors stand for, in float32: exact for every precision.
-            encoder = with_values(encoder, deployed_values(parameter_values(encoder, "float32"), bundle, bundle.weights()))
+            encoder = deployed_encoder(encoder, bundle, bundle.weights())
         self.base, self.precision = encoder, "float32" if self.patches else bundle.precision
 
     def values(self, count: int) -> dict[str, Array]:
@@ -178,7 +178,7 @@ class _Replay:
         if not isinstance(update, Delta):
             return with_values(self.base, self.values(number + 1))
         made_on = (update.info.get("encoder") or {}).get("source_digest")
-        expected = [current.source_digest(), *([self.source, self.bundle.source_digest] if number == 0 else [])]
+        expected = [current.source_digest(), *([self.source] if number == 0 else [])]
         if made_on not in expected and made_on != self.fingerprint(number):
             got = str(made_on)[:12] if made_on else "no word about it"
             raise MismatchError(

@@ -17,7 +17,7 @@ from edgeedit.catalog import load_profile, load_recipe
 from edgeedit.delta import Delta, TensorDelta
 from edgeedit.deploy.export import export_bundle
 from edgeedit.deploy.lower import lower
-from edgeedit.deploy.probes import deployed_values
+from edgeedit.deploy.probes import deployed_encoder, deployed_values
 from edgeedit.edit.budget import Choice, parse_bytes
 from edgeedit.edit.controls import image_controls
 from edgeedit.edit.evaluate import features, reader_labels
@@ -77,9 +77,7 @@ def encoder_of(bundle: Bundle) -> Encoder:
             f"encoder {bundle.source} does not match the bundle: expected {expected[:12]}, got {encoder.source_digest()[:12]}",
             hint="export the bundle again from this encoder",
         )
-    if not bundle.patched_from:
-        return encoder
-    return with_values(encoder, deployed_values(parameter_values(encoder, "float32"), bundle, bundle.weights()))
+    return deployed_encoder(encoder, bundle, bundle.weights()) if bundle.patched_from else encoder
 
 
 def named_by(bundle: Bundle, info: Mapping[str, Any]) -> dict[str, Any]:
@@ -184,9 +182,10 @@ def run_edit(
     """Edit, evaluate and save.  A failed edit leaves no delta, only its figures as JSON (see `saving`); an undecided one
     leaves a delta that says so, which `pack` refuses unless a reason is given.  Of several processes the first one writes."""
     shots, control, heldout = _sets(request)
+    former = join_shots([load_shots(path) for path in request.former]) if request.former else None
     bundle = load_bundle(request.bundle)
     encoder = encoder_of(bundle)
-    reader, loss, heldout = _reader(request, encoder, (shots, control), heldout)
+    reader, loss, heldout = _reader(request, encoder, (shots, control, former), heldout)
     method = _method(request)
     if request.budget is not None:
         size = parse_bytes(request.budget)
@@ -205,7 +204,7 @@ def run_edit(
         limit=request.limit,
         progress=progress,
         loss=loss,
-        former=join_shots([load_shots(path) for path in request.former]) if request.former else None,
+        former=former,
         deployed=in_codes(bundle),
         device=team().device,
     )
@@ -219,7 +218,7 @@ def run_edit(
 
 
 def _reader(
-    request: EditRequest, encoder: Encoder, sets: tuple[Shots, Shots], heldout: HeldOut
+    request: EditRequest, encoder: Encoder, sets: tuple[Shots, Shots, Shots | None], heldout: HeldOut
 ) -> tuple[Reader, TargetLoss | None, HeldOut]:
     """The frozen reader, the loss through it (None: the reader's own) and the held-out sets; raises InputError."""
     if (request.reader_path is None) == (request.vlm is None):

@@ -10,8 +10,6 @@ import native_cases as cases
 import numpy as np
 import onnxruntime
 import pytest
-import torch
-import transformers
 
 from edgeedit.bundle import Bundle
 from edgeedit.catalog import load_profile, load_recipe
@@ -24,14 +22,13 @@ from edgeedit.patch.keys import public_half
 from edgeedit.patch.read import read_unverified
 from edgeedit.patch.write import PatchContent, build_patch
 from edgeedit.rounding import apply_delta
+from tests.support.tiny_dinov2 import SIZE, tiny_dinov2
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A small DINOv2 without weights of anybody, exported as for a camera."""
-    torch.manual_seed(7)
-    config = transformers.Dinov2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, image_size=28, patch_size=7)
-    encoder = finish(transformers.Dinov2Model(config), load_recipe("dinov2"), 28)
+    encoder = finish(tiny_dinov2(7, blocks=1), load_recipe("dinov2"), SIZE)
     return export_bundle(encoder, tmp_path_factory.mktemp("swap") / "bundle", profile=load_profile("linux-cpu"), precision="float32")
 
 

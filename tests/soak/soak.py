@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import platform
 import random
 import subprocess
 import sys
@@ -166,7 +167,9 @@ def soak(seconds: float, root: Path, seed: int = 0) -> dict[str, Any]:
         {"name": "bad answers", "goal": 0, "value": found["bad answers"], "met": found["bad answers"] == 0 and found["answers"] > 0},
         {"name": "growth", "goal": GROWTH_BYTES, "value": grown, "met": grown <= GROWTH_BYTES},
     ]
-    return {**found, "goals": goals}
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
+    return {"machine": machine, "commit": commit, **found, "goals": goals}
 
 
 def main() -> int:

@@ -27,7 +27,7 @@ Progress = Callable[[int, int, str], None]
 class Task:
     """All that a method may see.  `base` holds the deployed weights and stays unchanged; pixels float32 (n, 3, s, s) on
     its device; `labels` int64 in the reader's numbering; `values` are the deployed weights; `stored_*` are features and
-    labels of images the reader was fitted on, where the customer still has them; `former_*` pixels and labels of the shots of earlier
+    labels of images the reader was fitted on, where the customer still has them; `former` pixels and labels of the shots of earlier
     edits; `limit` the allowed control drop."""
 
     base: Encoder
@@ -41,13 +41,12 @@ class Task:
     limit: float
     stored_pixels: torch.Tensor | None = None
     stored_labels: torch.Tensor | None = None
-    former_pixels: torch.Tensor | None = None
-    former_labels: torch.Tensor | None = None
+    former: tuple[torch.Tensor, torch.Tensor] | None = None
     progress: Progress | None = None
 
     def data(self, control: torch.Tensor | None = None) -> TrainData:
         """What training sees; `control` in the place of all control pixels."""
-        return TrainData(self.pixels, self.labels, self.control if control is None else control, self.former_pixels, self.former_labels)
+        return TrainData(self.pixels, self.labels, self.control if control is None else control, self.former)
 
 
 @dataclass(frozen=True)

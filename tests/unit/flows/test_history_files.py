@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-import transformers
 from PIL import Image
 
 from edgeedit.bundle import Bundle, load_bundle
@@ -30,8 +28,7 @@ from edgeedit.flows.server import encoder_of, export_model
 from edgeedit.patch.keys import load_private_key, new_key
 from edgeedit.patch.write import PatchContent, write_patch
 from edgeedit.rounding import apply_delta
-
-SIZE = 28
+from tests.support.tiny_dinov2 import SIZE, tiny_dinov2
 
 
 def draw(folder: Path, seed: int) -> Path:
@@ -84,9 +81,7 @@ def sign(bundle: Bundle, weights: dict[str, Any], delta: Delta, key: Path, out: 
 def plant(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """bundle/, reader.npz, control/, a/ b/ c/ (held-out), 1..3.delta and 1..3.eep of one chain, ml.pub."""
     root = tmp_path_factory.mktemp("history")
-    torch.manual_seed(11)
-    config = transformers.Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_size=SIZE, patch_size=7)
-    transformers.Dinov2Model(config).save_pretrained(root / "dinov2")
+    tiny_dinov2(11).save_pretrained(root / "dinov2")
     bundle = export_model(str(root / "dinov2"), "dinov2", "linux-cpu", root / "bundle", size=SIZE)
     for seed, name in enumerate(("base", "control", "a", "b", "c")):
         draw(root / name, seed)

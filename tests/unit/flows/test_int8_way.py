@@ -12,7 +12,6 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-import transformers
 from PIL import Image
 
 from edgeedit.bundle import Bundle, load_bundle, verify_bundle
@@ -36,8 +35,7 @@ from edgeedit.errors import InputError, RefusedError
 from edgeedit.flows.pack import pack
 from edgeedit.flows.server import encoder_of, export_model, in_codes
 from edgeedit.patch.keys import load_private_key, new_key
-
-SIZE = 28
+from tests.support.tiny_dinov2 import SIZE, tiny_dinov2
 
 
 def _plain_float32(folder: Path) -> Any:
@@ -50,14 +48,8 @@ def _plain_float32(folder: Path) -> Any:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A transformers folder with a small DINOv2 whose biases and gains are not degenerate."""
-    torch.manual_seed(11)
-    config = transformers.Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_size=SIZE, patch_size=7)
-    made = transformers.Dinov2Model(config)
-    for name, value in made.named_parameters():
-        if name.endswith("bias"):
-            torch.nn.init.normal_(value, std=0.1)
     folder = tmp_path_factory.mktemp("model") / "dinov2"
-    made.save_pretrained(folder)
+    tiny_dinov2(11, biases=0.1).save_pretrained(folder)
     return folder
 
 

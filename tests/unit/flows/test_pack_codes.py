@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-import transformers
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from edgeedit.bundle import Bundle, MappedTensor, TensorMap, save_bundle
@@ -29,15 +27,14 @@ from edgeedit.errors import InputError
 from edgeedit.flows.pack import pack
 from edgeedit.patch.keys import new_key, public_half
 from edgeedit.patch.read import load_patch
+from tests.support.tiny_dinov2 import SIZE, tiny_dinov2
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(21, 53)))
 FC1, QUERY = "fc1", "q_proj"
 
 
 def _encoder() -> Encoder:
-    torch.manual_seed(7)
-    config = transformers.Dinov2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, image_size=28, patch_size=7)
-    return finish(transformers.Dinov2Model(config), load_recipe("dinov2"), 28)
+    return finish(tiny_dinov2(7, blocks=1), load_recipe("dinov2"), SIZE)
 
 
 def _quantised(bundle: Bundle) -> Bundle:

@@ -50,6 +50,12 @@ def test_edit_with_a_language_model_gives_a_delta_that_packs(made: Path, tmp_pat
         assert run([*packed, "--accept-undecided", "a test", "-o", str(tmp_path / "fix.eep")]) == 0
 
 
+def test_former_shots_may_ask_another_question(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = ["--vlm", str(made / "model"), "--vlm-prompt", PROMPT, "--former", str(made / "images" / "other.jsonl")]
+    assert _edit(made, tmp_path / "fix.delta", *more) in (0, 3)
+    assert json.loads(capsys.readouterr().out.splitlines()[0])["metrics"]["changed_count"] > 0
+
+
 @pytest.mark.parametrize(
     ("more", "bundle", "message"),
     [

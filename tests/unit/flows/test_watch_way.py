@@ -7,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-import transformers
 from PIL import Image
 
 from edgeedit.bundle import Bundle, load_bundle
@@ -21,16 +19,13 @@ from edgeedit.device.store import Store
 from edgeedit.edit.readers import load_reader
 from edgeedit.flows.server import export_model
 from edgeedit.patch.keys import new_key
-
-SIZE = 28
+from tests.support.tiny_dinov2 import SIZE, tiny_dinov2
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    torch.manual_seed(11)
-    config = transformers.Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_size=SIZE, patch_size=7)
     folder = tmp_path_factory.mktemp("model")
-    transformers.Dinov2Model(config).save_pretrained(folder / "dinov2")
+    tiny_dinov2(11).save_pretrained(folder / "dinov2")
     return export_model(str(folder / "dinov2"), "dinov2", "linux-cpu", folder / "bundle", size=SIZE)
 
 
