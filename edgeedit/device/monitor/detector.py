@@ -2,9 +2,10 @@
 
 Every signal of a window is standardised by its clean days and goes into a CUSUM (two where a fall is an alarm too).  The thresholds
 come from a bootstrap of the clean windows: months are drawn from them, together for all signals, and each drawn camera also
-draws the clean days that it would have estimated from, so the error of the estimate is paid for.  A value beyond the furthest clean
-one counts as that one: clean days say nothing about their own tail.  The greatest sum of a month follows a Gumbel law; all charts
-get the same share of the stated rate.
+draws the clean days that it would have estimated from, so the error of the estimate is paid for.  They are drawn twice, as if windows
+did not depend on each other and as they followed each other (`resample.py`), and the higher threshold holds: frames that come in runs
+make sums far longer than their shuffled windows do.  A value beyond the furthest clean one counts as that one: clean days say nothing
+about their own tail.  The greatest sum of a month follows a Gumbel law; all charts get the same share of the stated rate.
 Guarantees: no threshold is a constant of this code; the same windows and seed give the same thresholds; numpy only.
 """
 
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from edgeedit.device.monitor.resample import Alone, Draw, Following
 from edgeedit.device.monitor.signals import KINDS
 from edgeedit.device.monitor.statistics import Cusum
 from edgeedit.errors import InputError
@@ -23,6 +25,7 @@ from edgeedit.errors import InputError
 Array = np.ndarray[Any, Any]
 ALLOWANCE = 1.0  # half the smallest shift to be seen, in standard deviations of a clean window (the usual choice for a CUSUM)
 BLOCK = 8  # consecutive windows whose mean shows slow swings of clean days, for which the spread is widened
+STILL = 8  # windows at their cap that a chart needs whose clean days stayed so near their mean that no sum of them tells a law
 CAMERAS = 400  # drawn cameras behind the thresholds
 DRAWN = 1500  # windows drawn for each; a longer month is reached by the Gumbel law
 LEAST_WINDOWS = 32
@@ -73,9 +76,15 @@ def calibrate(windows: Sequence[Mapping[str, float]], rate: Rate, *, frames: int
     mean, spread = values.mean(axis=0), np.maximum(values.std(axis=0, ddof=1) * slow, floors)
     plain = Calibration(names, falls, mean, spread, np.array(np.inf), np.zeros(0), np.zeros(0))
     # Twice the allowance at least: a signal that stood still on clean days must be able to call too.
-    most = np.maximum(plain.charts(values).max(axis=0), 2 * ALLOWANCE)
-    peaks = _drawn_peaks(plain, values, (floors, slow), min(rate.month, DRAWN), seed)
-    warn, alarm = (_thresholds(peaks, rate.month, chance) for chance in (rate.warnings, rate.alarms))
+    furthest = plain.charts(values).max(axis=0)
+    most = np.maximum(furthest, 2 * ALLOWANCE)
+    length = min(rate.month, DRAWN)
+    drawn = [_drawn_peaks(plain, values, (floors, slow), draw, length, seed) for draw in (Alone(len(values)), Following(values))]
+    least = np.where(furthest < 2 * ALLOWANCE, STILL * (most - ALLOWANCE), 0.0)
+    warn, alarm = (
+        np.maximum(least, np.maximum(*(_thresholds(peaks, rate.month, chance) for peaks in drawn)))
+        for chance in (rate.warnings, rate.alarms)
+    )
     return Calibration(names, falls, mean, spread, most, warn, alarm)
 
 
@@ -96,11 +105,15 @@ def _slow(values: Array) -> Array:
     return slow
 
 
-def _drawn_peaks(plain: Calibration, values: Array, least: tuple[Array, Array], length: int, seed: int) -> Array:
+def _drawn_peaks(plain: Calibration, values: Array, least: tuple[Array, Array], draw: Draw, length: int, seed: int) -> Array:
     """Greatest sum of each chart in a drawn month of `length` windows, (CAMERAS, charts)."""
     rng = np.random.default_rng(seed)
     count, (floors, slow) = len(values), least
-    drawn = values[rng.integers(0, count, (CAMERAS, count))]
+    place = rng.integers(0, count, CAMERAS)
+    days = np.empty((CAMERAS, count), dtype=np.int64)
+    for day in range(count):
+        days[:, day] = place = draw.after(place, rng)
+    drawn = values[days]
     means, spreads = drawn.mean(axis=1), np.maximum(drawn.std(axis=1, ddof=1) * slow, floors)
     down = [plain.names.index(name) for name in plain.falls]
     # What each drawn camera would have taken for its furthest clean value.
@@ -109,7 +122,7 @@ def _drawn_peaks(plain: Calibration, values: Array, least: tuple[Array, Array], 
     sums = Cusum((len(plain.names) + len(down)) * CAMERAS, ALLOWANCE)
     peaks = np.zeros((CAMERAS, len(plain.names) + len(down)))
     for _ in range(length):
-        place = rng.integers(0, count, CAMERAS)
+        place = draw.after(place, rng)
         scaled = (values[place] - means) / spreads
         charts = np.minimum(np.concatenate([scaled, -scaled[:, down]], axis=1), most)
         np.maximum(peaks, sums.step(charts.ravel()).reshape(peaks.shape), out=peaks)
