@@ -9,7 +9,9 @@ With the Fisher score or |w g| the same rule is a heuristic.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -112,7 +114,8 @@ def _heads(scores: Array, settings: Settings) -> Array:
 def _split(scores: Mapping[str, Array], settings: Settings) -> dict[str, Array]:
     """Name -> positions in the flattened scores: the top share of each, or of all together."""
     if settings.scope == "layer":
-        return {name: top_entries(score, settings.share) for name, score in scores.items()}
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # numpy lets go of the lock while it partitions
+            return dict(zip(scores, pool.map(partial(top_entries, share=settings.share), scores.values()), strict=True))
     flat = np.concatenate([score.reshape(-1) for score in scores.values()])
     best, found, start = top_entries(flat, settings.share), {}, 0
     for name, score in scores.items():

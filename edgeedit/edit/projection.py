@@ -20,8 +20,16 @@ CHUNK = 8192  # entries whose outer products are held at once
 def principal_directions(encoder: Encoder, control: torch.Tensor, names: Sequence[str], count: int) -> dict[str, torch.Tensor]:
     """Weight -> orthonormal (width, count): the top eigenvectors of the second moment of what it reads on control images."""
     moments: dict[str, torch.Tensor] = {}
+    leaders: dict[str, str] = {}
+    last: list[tuple[str, torch.Tensor]] = []
 
     def hook(name: str, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        # q, k and v read one and the same tensor, one after another: what the first of them found holds for all.
+        if last and inputs[0] is last[0][1]:
+            leaders[name] = last[0][0]
+            return
+        last[:] = [(name, inputs[0])]
+        leaders[name] = name
         rows = inputs[0].reshape(-1, inputs[0].shape[-1]).double()
         moments[name] = moments.get(name, 0) + rows.T @ rows
 
@@ -33,7 +41,9 @@ def principal_directions(encoder: Encoder, control: torch.Tensor, names: Sequenc
     finally:
         for handle in hooks:
             handle.remove()
-    return {name: torch.linalg.eigh(moment).eigenvectors[:, -count:].to(control) for name, moment in moments.items()}
+    last.clear()
+    found = {name: torch.linalg.eigh(moment).eigenvectors[:, -count:].to(control) for name, moment in moments.items()}
+    return {name: found[leaders[name]] for name in names}
 
 
 class EntryProjection:

@@ -33,7 +33,10 @@ def sparse_part(index: Array, values: Array, bits: int) -> SparsePart | None:
 
 def low_rank_part(rows: Array, a: Array, b: Array) -> LowRankPart | None:
     """int8 factors of A.B after an SVD that orders the components and balances the factors; t is a power of two."""
-    u, sizes, v = np.linalg.svd(a.astype(np.float64) @ b.astype(np.float64), full_matrices=False)
+    # Of the small core between two orthonormal bases: the product itself has thousands of columns and only `rank` components.
+    (basis, left_core), (cobasis, right_core) = np.linalg.qr(a.astype(np.float64)), np.linalg.qr(b.astype(np.float64).T)
+    u, sizes, v = np.linalg.svd(left_core @ right_core.T, full_matrices=False)
+    u, v = basis @ u, v @ cobasis.T
     rank = min(a.shape[1], int((sizes > 1e-12 * max(sizes[0], 1e-300)).sum()))
     if sizes[0] == 0 or rank == 0:
         return None

@@ -6,7 +6,8 @@ the gradient unscaled after, so that small gradients do not underflow into ties.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -45,14 +46,15 @@ def accumulate(
 
     `loss(rows)` is a mean over rows.  `mean`: (1/n) sum g_i, signed.  `fisher`: sum of g_i^2, one pass per sample, as a
     non-negative number whose root is returned, so that squares of every score are comparable.  `snip`: |w mean g|."""
-    named = {name: encoder.parameters_by_name()[name] for name in (encoder.editable() if names is None else names)}
+    every = encoder.parameters_by_name()
+    named = {name: every[name] for name in (encoder.editable() if names is None else names)}
     for parameter in encoder.parameters():
         parameter.requires_grad_(False)
     for parameter in named.values():
         parameter.requires_grad_(True)
     totals = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in named.items()}
     size, device = (1 if kind == "fisher" else batch), next(iter(named.values())).device.type
-    with checkpointed(encoder, size > 1):  # a float32 pass over a batch would be the peak of the whole edit
+    with checkpointed(encoder, size > 1), _short_products(device):  # a float32 pass over a batch would be the peak of the whole edit
         for start in range(0, count, size):
             rows = slice(start, min(start + size, count))
             share = 1.0 if kind == "fisher" else (rows.stop - rows.start) / count
@@ -67,6 +69,19 @@ def accumulate(
     elif kind == "snip":
         totals = {name: (total * named[name].detach()).abs() for name, total in totals.items()}
     return {name: total.cpu().numpy() for name, total in totals.items()}
+
+
+@contextmanager
+def _short_products(device: str) -> Iterator[None]:
+    """On a GPU float32 products of TF32 factors (10 bits of mantissa, sums in float32): three times as fast, and finer than the
+    bfloat16 that training uses."""
+    before = torch.get_float32_matmul_precision()
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _term(kind: str, share: float, gradient: torch.Tensor) -> torch.Tensor:

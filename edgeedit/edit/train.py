@@ -192,6 +192,9 @@ class _Retention:
         self.base = _base_features(encoder, control, settings.amp)
         with torch.no_grad():  # once: a reader may be a whole language model
             self.verdicts = torch.cat([reader.logits(part).log_softmax(1) for part in self.base.split(32)])
+        if not settings.patterns:  # making them takes seconds at 336 pixels
+            self.patterns = control[:0]
+            return
         self.patterns = torch.from_numpy(synthetic_pixels(encoder.preprocess, PATTERNS, seed)).to(control)
         self.pattern_features = _base_features(encoder, self.patterns, settings.amp)
         self.pattern_spread = self.pattern_features.std(dim=0).clamp_min(1e-6)

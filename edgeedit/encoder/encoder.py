@@ -97,7 +97,7 @@ class Encoder(nn.Module):
 
     def head_rows(self, head: int) -> slice:
         """Rows of q, k and v that belong to a head."""
-        rows = self.parameters_by_name()[self.qkv_names(0)[0]].shape[0] // self.heads
+        rows = self.wrapped.get_parameter(self.qkv_names(0)[0]).shape[0] // self.heads
         return slice(head * rows, (head + 1) * rows)
 
     def editable(self) -> tuple[str, ...]:

@@ -70,7 +70,7 @@ def score(base: Encoder, loss: Callable[[slice], torch.Tensor], count: int, sett
 def _at(task: Task, locality: Locality, selection: Selection, bits: int) -> Callable[[float], Encoder]:
     def at(alpha: float) -> Encoder:
         tensors = round_selection(task.base, locality, selection, bits, alpha)
-        new: Mapping[str, Array] = {**task.values, **{t.name: apply_delta(task.values[t.name], t) for t in tensors}}
+        new: Mapping[str, Array] = {t.name: apply_delta(task.values[t.name], t) for t in tensors}
         return with_values(task.base, new).to(task.pixels.device)
 
     return at

@@ -138,6 +138,10 @@ def test_integer_forms_are_close_and_legal() -> None:
     check_scale(low.scale, power_of_two=True)
     error = np.linalg.norm(low.scale * low_rank_product(low) - a @ b) / np.linalg.norm(a @ b)
     assert error < 0.03
+    a[:, 1] = a[:, 0]  # of rank 3: no component is made up
+    poor = low_rank_part(np.arange(8, dtype=np.int64), a, b)
+    assert poor is not None and poor.a.shape[1] <= 3
+    assert np.linalg.norm(poor.scale * low_rank_product(poor) - a @ b) / np.linalg.norm(a @ b) < 0.03
     assert sparse_part(np.arange(3, dtype=np.int64), np.zeros(3, np.float32), 4) is None
     values[0] = 1.0  # far outside: the step grows until it fits 127
     outlier = sparse_part(np.arange(500, dtype=np.int64), values, 8)
