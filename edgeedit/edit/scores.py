@@ -73,8 +73,8 @@ def accumulate(
 
 @contextmanager
 def _short_products(device: str) -> Iterator[None]:
-    """On a GPU float32 products of TF32 factors (10 bits of mantissa, sums in float32): three times as fast, and finer than the
-    bfloat16 that training uses."""
+    """On a GPU float32 products of TF32 factors (10 bits of mantissa, sums in float32): much faster there, and finer than the bfloat16
+    that training uses."""
     before = torch.get_float32_matmul_precision()
     if device == "cuda":
         torch.set_float32_matmul_precision("high")
