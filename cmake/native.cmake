@@ -2,6 +2,8 @@
 # Without OpenSSL nothing here is built: there is no unverified mode.
 find_package(OpenSSL 1.1.1 COMPONENTS Crypto)
 find_package(ZLIB)
+set(THREADS_PREFER_PTHREAD_FLAG ON)
+find_package(Threads REQUIRED)
 if(NOT OPENSSL_FOUND OR NOT ZLIB_FOUND)
   message(WARNING "EDGEEDIT_NATIVE: OpenSSL or zlib was not found, so the C ABI and edgeedit-apply are not built (nothing would verify a patch)")
   return()
@@ -14,7 +16,7 @@ add_library(edgeedit_native OBJECT ${native}/json.cc ${native}/digest.cc ${nativ
   ${native}/bundle.cc ${native}/abi.cc)
 target_include_directories(edgeedit_native PUBLIC ${native} ${CMAKE_CURRENT_SOURCE_DIR}/edgeedit/codec/core)
 target_compile_options(edgeedit_native PRIVATE -O2 -fvisibility=hidden -fvisibility-inlines-hidden -Wall -Wextra -Wpedantic -Wshadow)
-target_link_libraries(edgeedit_native PUBLIC OpenSSL::Crypto ZLIB::ZLIB)
+target_link_libraries(edgeedit_native PUBLIC OpenSSL::Crypto ZLIB::ZLIB Threads::Threads)
 if(EDGEEDIT_SANITIZE)
   target_compile_options(edgeedit_native PUBLIC -fsanitize=address,undefined -fno-sanitize-recover=all -g)
 endif()
@@ -28,8 +30,8 @@ endforeach()
 set_target_properties(edgeedit_shared PROPERTIES VERSION ${PROJECT_VERSION} SOVERSION 1)
 # Only the ABI is visible; the version script also hides what the C++ library's templates would export.
 target_link_options(edgeedit_shared PRIVATE -Wl,--version-script=${native}/edgeedit.map)
-target_link_libraries(edgeedit_shared PRIVATE OpenSSL::Crypto ZLIB::ZLIB)
-target_link_libraries(edgeedit_static PUBLIC OpenSSL::Crypto ZLIB::ZLIB)
+target_link_libraries(edgeedit_shared PRIVATE OpenSSL::Crypto ZLIB::ZLIB Threads::Threads)
+target_link_libraries(edgeedit_static PUBLIC OpenSSL::Crypto ZLIB::ZLIB Threads::Threads)
 
 add_executable(edgeedit-apply ${native}/apply_main.cc)
 target_link_libraries(edgeedit-apply PRIVATE edgeedit_native edgeedit_core)

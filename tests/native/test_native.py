@@ -213,6 +213,33 @@ def test_a_full_disk_leaves_the_former_file(native: Path, tmp_path: Path, key_fi
     assert [path.name for path in out.parent.iterdir()] == ["weights.bin"] and out.read_bytes() == b"former"
 
 
+NO_THREADS = """
+#include <errno.h>
+#include <pthread.h>
+int pthread_create(pthread_t *thread, const pthread_attr_t *how, void *(*start)(void *), void *with) {
+  (void)thread, (void)how, (void)start, (void)with;
+  return EAGAIN;
+}
+"""
+
+
+def test_without_threads_the_result_is_the_same(native: Path, tmp_path: Path, key_file: Path) -> None:
+    (tmp_path / "none.c").write_text(NO_THREADS)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(tmp_path / "none.so"), str(tmp_path / "none.c")], check=True)
+    bundle, weights = cases.make_bundle(tmp_path / "bundle", "float16", 1)
+    (tmp_path / "first").write_bytes(cases.make_patch(weights, "float16", 1)[0])
+    found = []
+    for preload in ("", str(tmp_path / "none.so")):
+        out = tmp_path / f"weights{len(found)}.bin"
+        words = [native / "edgeedit-apply", "--bundle", bundle.path, "--trust", key_file, tmp_path / "first", "-o", out]
+        done = subprocess.run(
+            [str(word) for word in words], capture_output=True, text=True, check=False, env={**os.environ, "LD_PRELOAD": preload}
+        )
+        assert done.returncode == 0, done.stderr
+        found.append(out.read_bytes())
+    assert found[0] == found[1]
+
+
 def test_only_the_abi_is_visible(native: Path) -> None:
     done = subprocess.run(["nm", "-D", "--defined-only", str(native / "libedgeedit.so")], capture_output=True, text=True, check=True)
     names = {
