@@ -13,8 +13,10 @@ PY313 ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.13*/bin/python3) $(she
 DEVICE_TESTS := tests/unit/ground tests/unit/codec tests/unit/patch tests/unit/device tests/trust tests/golden tests/property
 WHEEL_TESTS := tests/unit/ground tests/unit/codec tests/unit/patch tests/unit/device tests/unit/report tests/cli tests/arch
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Before a command that starts ninja: under `make -j` it would find a job server in MAKEFLAGS whose descriptors only sub-makes inherit.
+ALONE := env -u MAKEFLAGS
 
-.PHONY: demo demo-seeds test install lint types contracts native ort-headers aarch64 fuzz fuzz-ci store-states soak wheel test-wheel test-pythons test-transformers test-arm64-wheel test-tensorrt-rtx test-optimum test-deps benchmark-assets bench-patch pytest clean
+.PHONY: demo demo-seeds test install lint types contracts native ort-headers aarch64 fuzz fuzz-ci store-states soak wheel test-wheel test-pythons test-python310 test-python313 test-transformers test-arm64-wheel test-tensorrt-rtx test-optimum test-deps benchmark-assets bench-patch pytest checks clean
 
 demo: $(VENV)/.installed $(VENV)/.assets
 	$(BIN)/edgeedit demo --out demo-out
@@ -33,7 +35,7 @@ $(VENV)/.torch:
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml CMakeLists.txt requirements/constraints.txt requirements/test-no-deps.txt $(wildcard edgeedit/codec/core/*)
 	@echo "== download: transformers, onnx, onnxruntime, matplotlib and tools, about 250 MB, 1 to 3 minutes"
 	$(BIN)/pip install -q $(CONSTRAINTS) scikit-build-core nanobind cmake ninja
-	$(BIN)/pip install -q $(CONSTRAINTS) --no-build-isolation -e '.[demo,dev]'
+	$(ALONE) $(BIN)/pip install -q $(CONSTRAINTS) --no-build-isolation -e '.[demo,dev]'
 	@# Stubs only: with its dependencies it would ask for the vendor's libraries.
 	$(BIN)/pip install -q --no-deps $(CONSTRAINTS) tensorrt-stubs
 	@# Apart from the libraries: where transformers 4 sees timm it imports torchvision.
@@ -63,7 +65,7 @@ contracts: $(VENV)/.installed
 # One native build: folder, CMake options.  Its output is shown only when it fails.
 define native_build
 	@mkdir -p build && $(BIN)/cmake -S . -B build/$(1) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DEDGEEDIT_PYTHON=OFF $(2) > build/$(1).log 2>&1 || (cat build/$(1).log; exit 1)
-	$(BIN)/cmake --build build/$(1)
+	$(ALONE) $(BIN)/cmake --build build/$(1)
 endef
 
 # Headers of ONNX Runtime's C API for the example program (a Debian package of 85 kB, unpacked and not installed), beside the library of
@@ -89,7 +91,7 @@ fuzz: $(VENV)/.installed
 	$(call native_build,fuzz,-DCMAKE_CXX_COMPILER=clang++ -DEDGEEDIT_FUZZ=ON)
 	$(BIN)/python tests/fuzz/run.py build/fuzz --runs $(FUZZ_RUNS) --json $(FUZZ_JSON)
 
-fuzz-ci:
+fuzz-ci: $(VENV)/.installed
 	$(MAKE) fuzz FUZZ_RUNS=100000 FUZZ_JSON=build/fuzz/report-ci.json
 
 # Ten thousand random sequences of what may happen to a store, against a simple model (about half an hour); pytest runs a hundredth.
@@ -106,7 +108,7 @@ soak: $(VENV)/.installed
 
 wheel: $(VENV)/.installed
 	rm -rf build/dist && mkdir -p build/dist
-	$(BIN)/pip wheel -q . --no-build-isolation --no-deps -w build/dist
+	$(ALONE) $(BIN)/pip wheel -q . --no-build-isolation --no-deps -w build/dist
 
 # The built wheel, alone in its environment (bare: the device side's dependencies only), then unit, cli and arch on it.
 test-wheel: wheel $(GOOSEBIT)/.installed
@@ -121,9 +123,13 @@ test-wheel: wheel $(GOOSEBIT)/.installed
 	@# Started elsewhere, so that the source tree does not shadow the wheel.
 	cd / && $(CURDIR)/.venv-wheel/bin/python -m pytest -q -p no:cacheprovider -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) $(addprefix $(CURDIR)/,$(WHEEL_TESTS))
 
-test-pythons: $(VENV)/.installed $(GOOSEBIT)/.installed
-	@if [ -n "$(PY310)" ]; then sh tests/support/other_python.sh "$(PY310)" .venv-py310 onnxruntime==1.23.2 "$(DEVICE_TESTS)"; else echo "no Python 3.10 here: device suite not run on it"; fi
-	@if [ -n "$(PY313)" ]; then sh tests/support/other_python.sh "$(PY313)" .venv-py313 onnxruntime "$(DEVICE_TESTS)"; else echo "no Python 3.13 here: device suite not run on it"; fi
+test-pythons: test-python310 test-python313
+
+test-python310: $(VENV)/.installed $(GOOSEBIT)/.installed
+	@if [ -n "$(PY310)" ]; then $(ALONE) sh tests/support/other_python.sh "$(PY310)" .venv-py310 onnxruntime==1.23.2 "$(DEVICE_TESTS)"; else echo "no Python 3.10 here: device suite not run on it"; fi
+
+test-python313: $(VENV)/.installed $(GOOSEBIT)/.installed
+	@if [ -n "$(PY313)" ]; then $(ALONE) sh tests/support/other_python.sh "$(PY313)" .venv-py313 onnxruntime "$(DEVICE_TESTS)"; else echo "no Python 3.13 here: device suite not run on it"; fi
 
 # The oldest transformers that is supported: encoders and the families' contract, on the built wheel.
 test-transformers: wheel $(VENV)/.assets
@@ -135,16 +141,16 @@ test-transformers: wheel $(VENV)/.assets
 # The wheel cross-built for aarch64, imported in an arm64 Python under qemu-user, and a patch verified and applied there; needs `make test-deps`
 # and Debian 12 (some minutes; 60 MB of packages).
 test-arm64-wheel: $(VENV)/.installed
-	sh tests/arm64/run.sh $(CURDIR)/$(BIN)/python build/arm64
+	$(ALONE) sh tests/arm64/run.sh $(CURDIR)/$(BIN)/python build/arm64
 
 # Signatures of the TensorRT fake against published bindings, and patchable tensors of real Bundles against TensorRT-RTX's own parser, which needs
 # no GPU (150 MB of packages).
 test-tensorrt-rtx: $(VENV)/.installed
-	sh tests/tensorrt/run.sh $(CURDIR)/$(BIN)/python build/tensorrt
+	$(ALONE) sh tests/tensorrt/run.sh $(CURDIR)/$(BIN)/python build/tensorrt
 
 # The extra [optimum] in an environment of its own: it exports a model, `edgeedit export` maps the graph by content (a torch download).
 test-optimum: $(VENV)/.installed
-	sh tests/optimum/run.sh $(PYTHON) $(CURDIR)/$(BIN)/python build/optimum
+	$(ALONE) sh tests/optimum/run.sh $(PYTHON) $(CURDIR)/$(BIN)/python build/optimum
 
 # System packages for tests (root): a browser, a web server, a message broker, a database, a software HSM, archivers, compilers, OpenSSL and zlib for this machine and for aarch64, and qemu-user to run the latter.
 BENCH_PACKAGES := bsdiff xdelta3 zstd zchunk
@@ -176,11 +182,18 @@ bench-patch: $(VENV)/.installed $(VENV)/.assets
 	$(BIN)/python benchmarks/patch_table.py
 	$(BIN)/python benchmarks/patch_speed.py --json benchmarks/results/patch_speed.json
 
-# The report's pages, PDFs and pictures of the browser tests are left in build/report.
+# The report's pages, PDFs and pictures of the browser tests are left in build/report.  A file of tests stays on one process (its fixtures
+# are made once), and each process computes on one core.
+TEST_JOBS ?= 2
 pytest: $(VENV)/.installed $(VENV)/.assets $(GOOSEBIT)/.installed
-	EDGEEDIT_REPORT_ARTEFACTS=$(CURDIR)/build/report $(BIN)/python -m pytest -q
+	$(ALONE) OMP_NUM_THREADS=1 EDGEEDIT_REPORT_ARTEFACTS=$(CURDIR)/build/report $(BIN)/python -m pytest -q -n $(TEST_JOBS) --dist loadfile
 
-test: lint types contracts native fuzz-ci test-wheel test-pythons test-transformers pytest
+checks: lint types contracts native fuzz-ci test-wheel test-pythons test-transformers
+
+# All that CI runs: the checks side by side, each one's output in one piece, then the suite, whose summary is the last line.
+test: $(VENV)/.installed $(VENV)/.assets $(GOOSEBIT)/.installed
+	$(MAKE) --no-print-directory -j$(TEST_JOBS) --output-sync=target checks
+	$(MAKE) --no-print-directory pytest
 
 clean:
 	rm -rf build dist .venv-bare .venv-wheel .venv-py310 .venv-py313 .venv-tf4 $(GOOSEBIT) demo-out

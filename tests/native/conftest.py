@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(Path(__file__).parent))  # for native_cases.py
 _PATH = f"{Path(sys.prefix) / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
+
+
+@contextmanager
+def _alone() -> Generator[None, None, None]:
+    """Keeps the folder `build` to one of pytest's processes at a time."""
+    (ROOT / "build").mkdir(exist_ok=True)
+    with (ROOT / "build" / "native.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _build(folder: str, *options: str) -> Path:
@@ -32,9 +44,10 @@ def _build(folder: str, *options: str) -> Path:
         "-DEDGEEDIT_PYTHON=OFF",
         *options,
     ]
-    for command in (configure, [cmake, "--build", str(build)]):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}\nsystem packages: make test-deps"
+    with _alone():
+        for command in (configure, [cmake, "--build", str(build)]):
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}\nsystem packages: make test-deps"
     return build
 
 
@@ -43,7 +56,8 @@ def native() -> Path:
     """Folder with `edgeedit-apply`, `digest_many`, `swap_example` and the libraries for this machine."""
     headers = ROOT / "build" / "assets" / "onnxruntime"
     script = ["sh", str(ROOT / "tests" / "support" / "ort_headers.sh"), str(headers), sys.executable]
-    done = subprocess.run(script, capture_output=True, text=True, check=False)
+    with _alone():
+        done = subprocess.run(script, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-2000:]}\nmake ort-headers"
     return _build("native", "-DEDGEEDIT_TESTS=ON", "-DEDGEEDIT_NATIVE=ON", f"-DEDGEEDIT_ONNXRUNTIME={headers}")
 
