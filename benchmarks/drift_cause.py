@@ -24,6 +24,7 @@ from edgeedit.device.monitor.projection import to_pixels
 from edgeedit.device.monitor.reservoir import pack
 from edgeedit.edit.readers import Reader
 from edgeedit.flows.elpv import Cell
+from edgeedit.patch.manifest import USUAL_FLIPS
 
 Array = np.ndarray[Any, Any]
 STRENGTHS = (0.1, 0.15, 0.2, 0.3, 0.5, 0.8, 1.2)
@@ -59,6 +60,10 @@ class Desk:
     def parent(self, number: int) -> int | None:
         """Of a generation."""
         return 0 if number else None
+
+    def allowed(self, number: int) -> float:
+        """No patch states more than is usual."""
+        return USUAL_FLIPS
 
     def features(self, number: int, pictures: Sequence[bytes]) -> Array:
         """What a generation says."""

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from drift_frames import Pool
 
-from edgeedit.device.monitor.baseline import Baseline, Clean, learn
+from edgeedit.device.monitor.baseline import KEPT, Baseline, Clean, learn
 from edgeedit.device.monitor.detector import ALLOWANCE, Calibration, Rate, calibrate
-from edgeedit.device.monitor.monitor import KEPT, MONTH_SECONDS
+from edgeedit.device.monitor.monitor import MONTH_SECONDS
 from edgeedit.device.monitor.projection import IMAGE_SIGNALS, Projection
 from edgeedit.device.monitor.signals import Window
 from edgeedit.device.monitor.statistics import BINS, squared_distances

@@ -173,6 +173,11 @@ def compare(bundle: Path, other: Path | None, per_layer: bool, engine: bool, as_
 @click.option("--bundle", type=_PATH, help="Bundle folder made by `edgeedit export`.")
 @click.option("--key", "keys", multiple=True, type=_PATH, help="Private key; may be given several times.")
 @click.option("--accept-undecided", metavar="REASON", help="Pack although the gate is undecided; the reason is recorded.")
+@click.option(
+    "--max-flips",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="A camera's monitor lets the patch change this share of verdicts [0.05].",
+)
 @click.option("--for", "engine", type=click.Choice(["mender", "rauc", "swupdate"]), help="A payload of this update engine, with its hook.")
 @click.option("--compatible", multiple=True, help="With --for: device type, compatible string or hardware revision.")
 @click.option("--as-version", default="", help="With --for: the artifact's name or version; made from the digest when not given.")
@@ -181,7 +186,7 @@ def compare(bundle: Path, other: Path | None, per_layer: bool, engine: bool, as_
 @click.option("-o", "--out", required=True, type=_PATH, help="The patch (.eep); with --for .mender, .raucb or .swu, else a folder.")
 @json_option
 def pack(
-    source: Path, bundle: Path | None, keys: tuple[Path, ...], accept_undecided: str | None, engine: str | None,
+    source: Path, bundle: Path | None, keys: tuple[Path, ...], accept_undecided: str | None, max_flips: float | None, engine: str | None,
     compatible: tuple[str, ...], as_version: str, incoming: str, trust: tuple[Path, ...], out: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Lower the delta SOURCE onto the Bundle, compute probe expectations, sign.
@@ -195,28 +200,31 @@ def pack(
     ready = is_patch(source)
     if ready and engine is None:
         raise InputError(f"{source} is a patch already: expected a .delta, or --for ENGINE")
+    if ready and max_flips is not None:
+        raise InputError(f"{source} is signed already: expected a .delta with --max-flips, got a patch")
     if not ready and (bundle is None or not keys):
         raise InputError("pack lacks an option: expected --bundle and --key", hint="see `edgeedit pack --help`")
     if engine is None:
-        _pack(source, bundle, keys, accept_undecided, out, as_json)  # type: ignore[arg-type]
+        _pack(source, bundle, keys, {"accept_undecided": accept_undecided, "max_flips": max_flips}, out, as_json)  # type: ignore[arg-type]
         return
     wanted = Wanted(engine, compatible, as_version, incoming)
     if ready:
         wrapped = wrap_patch(source, load_trust(list(trust)), wanted, out)
     else:
-        wrapped = pack_and_wrap(source, bundle, keys, wanted, out, accept_undecided=accept_undecided)  # type: ignore[arg-type]
+        stated = {"accept_undecided": accept_undecided, "max_flips": max_flips}
+        wrapped = pack_and_wrap(source, bundle, keys, wanted, out, **stated)  # type: ignore[arg-type]
     payload = wrapped.payload
     value = {"engine": engine, "out": str(out), "digest": payload.digest, "version": payload.named_version, "next": wrapped.next_step}
     emit(value, f"{engine} payload {out}\ndigest {payload.digest}\nnext: {wrapped.next_step}", as_json=as_json)
 
 
-def _pack(delta: Path, bundle: Path, keys: tuple[Path, ...], accept_undecided: str | None, out: Path, as_json: bool) -> None:
+def _pack(delta: Path, bundle: Path, keys: tuple[Path, ...], stated: dict[str, Any], out: Path, as_json: bool) -> None:
     from edgeedit.bundle import load_bundle
     from edgeedit.delta import load_delta
     from edgeedit.flows.pack import pack as pack_delta
     from edgeedit.patch.keys import load_private_key
 
-    packed = pack_delta(load_delta(delta), load_bundle(bundle), [load_private_key(k) for k in keys], out, accept_undecided=accept_undecided)
+    packed = pack_delta(load_delta(delta), load_bundle(bundle), [load_private_key(k) for k in keys], out, **stated)
     value: dict[str, Any] = {
         "patch": str(out),
         "bytes": packed.size,
@@ -228,6 +236,9 @@ def _pack(delta: Path, bundle: Path, keys: tuple[Path, ...], accept_undecided: s
     if packed.survival:
         value["survival"] = {name: found.to_json() for name, found in packed.survival.items()}
         lines += [found.sentence(name) for name, found in packed.survival.items()]
+    if packed.warning:
+        value["warning"] = packed.warning
+        lines.append(f"warning: {packed.warning}")
     emit(value, "\n".join(lines), as_json=as_json)
 
 

@@ -6,7 +6,7 @@ all deployed tensors, so a device that holds anything else will refuse.  Does no
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -40,13 +40,15 @@ class Lowered:
     survival: Mapping[str, Survival] = field(default_factory=dict)
 
 
-def _check_source(delta: Delta, bundle: Bundle) -> None:
-    made_for = delta.info.get("encoder", {})
-    for key, expected in (("source_digest", bundle.source_digest), ("precision", bundle.precision)):
-        if made_for.get(key) != expected:
+def check_encoder(delta: Delta, bundle: Bundle, keys: Sequence[str] = ("source_digest",)) -> None:
+    """Raises MismatchError unless the delta was made on the encoder, that is on the generation, that the Bundle holds; `keys` are the
+    properties of a Bundle that must agree."""
+    made_for = delta.info.get("encoder") or {}
+    for key in keys:
+        if made_for.get(key) != (expected := getattr(bundle, key)):
             raise MismatchError(
                 f"delta does not belong to the bundle: expected encoder {key} {expected}, got {made_for.get(key)}",
-                hint="make the edit and the bundle from the same encoder at the same precision",
+                hint="take the bundle that the edit was made with; of a second edit, the materialized one",
             )
 
 
@@ -94,7 +96,7 @@ def lower(delta: Delta, bundle: Bundle, weights: Mapping[str, Array], source: Ma
     delta, bundle and weights do not belong together, InputError when a parameter is not deployed or no int8 code changes,
     IntegrityError when a new weight is not finite.
     """
-    _check_source(delta, bundle)
+    check_encoder(delta, bundle, ("source_digest", "precision"))
     check_weights(bundle, weights)
     deltas = tuple(lower_tensor(change, bundle.tensor_map.by_parameter(change.name)) for change in delta.tensors)
     deltas, survival = _in_codes(deltas, bundle, weights, source)

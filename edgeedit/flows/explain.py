@@ -12,6 +12,7 @@ from typing import Any
 
 from edgeedit.bundle import load_bundle
 from edgeedit.delta import load_delta
+from edgeedit.deploy.lower import check_encoder
 from edgeedit.edit.explain import Sample, Subject, explain
 from edgeedit.edit.readers import Reader, load_reader
 from edgeedit.edit.shots import load_shots
@@ -45,6 +46,7 @@ def explain_files(request: ExplainRequest, out: Path | None, progress: Callable[
     if (request.reader_path is None) == (request.vlm is None):
         raise InputError("reader is not clear: expected either --reader or --vlm, got " + ("both" if request.vlm else "none"))
     delta, bundle = load_delta(request.delta), load_bundle(request.bundle)
+    check_encoder(delta, bundle)
     target = load_shots(request.heldout)
     control = load_shots(request.heldout_control) if request.heldout_control else None
     stored = tuple(load_shots(path) for path in request.stored)

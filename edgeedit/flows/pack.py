@@ -23,6 +23,7 @@ from edgeedit.encoder.encoder import Encoder
 from edgeedit.encoder.values import parameter_values
 from edgeedit.errors import GateError
 from edgeedit.flows.server import encoder_of
+from edgeedit.patch.manifest import USUAL_FLIPS
 from edgeedit.patch.write import PatchContent, write_patch
 
 Array = np.ndarray[Any, Any]
@@ -31,7 +32,7 @@ Array = np.ndarray[Any, Any]
 @dataclass(frozen=True)
 class Packed:
     """A written patch: its file, size in bytes, SHA-256, parent and result fingerprints, new deployed tensors and their digests,
-    and what of the change survives in each int8 tensor (empty where the Bundle has none)."""
+    what of the change survives in each int8 tensor (empty where the Bundle has none), and what a monitored camera makes of its flips."""
 
     path: Path
     size: int
@@ -41,6 +42,7 @@ class Packed:
     new: Mapping[str, Array]
     after: Mapping[str, str]
     survival: Mapping[str, Survival] = field(default_factory=dict)
+    warning: str = ""
 
 
 def check_gate(delta: Delta, accept_undecided: str | None) -> dict[str, str]:
@@ -59,6 +61,27 @@ def check_gate(delta: Delta, accept_undecided: str | None) -> dict[str, str]:
     raise GateError(f"delta may not be packed: expected gate verdict pass, got {verdict} ({'; '.join(gate['reasons'])})", hint=hint)
 
 
+def flips_warning(metrics: Mapping[str, Any], allowed: float) -> str:
+    """What to know before a monitored camera sees the patch: "" where even frames like the target's alone change no more than `allowed`
+    of the verdicts.  From the flips between right and wrong on the held-out sets of a Delta's `metrics`; with many classes there may be
+    more."""
+    shares = {
+        name: (int(row["fixed"]) + int(row["broken"])) / int(row["n"])
+        for name in ("target", "control")
+        if (row := metrics.get(name)) and row["n"]
+    }
+    target, control = shares.get("target", 0.0), shares.get("control", 0.0)
+    if max(target, control) <= allowed:
+        return ""
+    told = " and ".join(f"{share:.1%} of the {name}'s" for name, share in shares.items())
+    from_share = max(0.0, (allowed - control) / (target - control)) if target > control else 0.0
+    where = f"from about {from_share:.0%} frames like the target's on" if control <= allowed else "on control images already"
+    return (
+        f"{told} held-out verdicts change, and a monitored camera takes a patch back that changes more than {allowed:.0%} of those it gave "
+        f"on clean days ({where}); state what is meant with --max-flips"
+    )
+
+
 def pack(
     delta: Delta,
     bundle: Bundle,
@@ -67,8 +90,10 @@ def pack(
     *,
     encoder: Encoder | None = None,
     accept_undecided: str | None = None,
+    max_flips: float | None = None,
 ) -> Packed:
-    """Lower, probe, sign and write `out`; raises GateError, MismatchError or InputError and then writes nothing.
+    """Lower, probe, sign and write `out`; raises GateError, MismatchError or InputError and then writes nothing.  `max_flips` is the
+    share of a camera's usual verdicts that the patch may change (FORMAT 4).
 
     Where the Bundle holds int8 codes they are rounded from the encoder's changed float32 weights, the probes are expected to give
     what the encoder gives with the weights that the codes stand for, and the provenance says under `survival` what they keep."""
@@ -95,6 +120,8 @@ def pack(
         expected=proof.expected,
         tolerance=proof.tolerance,
         provenance=provenance,
+        max_flips=max_flips,
     )
     digest = write_patch(out, content, keys)
-    return Packed(out, out.stat().st_size, digest, lowered.parent, lowered.result, lowered.new, lowered.after, lowered.survival)
+    warning = flips_warning(delta.info.get("metrics", {}), USUAL_FLIPS if max_flips is None else max_flips)
+    return Packed(out, out.stat().st_size, digest, lowered.parent, lowered.result, lowered.new, lowered.after, lowered.survival, warning)

@@ -15,6 +15,7 @@ from typing import Any
 
 from edgeedit.bundle import Bundle, load_bundle
 from edgeedit.delta import Delta, load_delta
+from edgeedit.deploy.lower import check_encoder
 from edgeedit.errors import InputError, MismatchError, RefusedError
 from edgeedit.patch.keys import load_trust
 from edgeedit.patch.manifest import PatchTensor
@@ -84,9 +85,7 @@ def bundle_facts(delta: Delta, bundle: Bundle) -> dict[str, Any]:
     An engine that does not start on this machine is left out.  Raises MismatchError when the delta was made for another encoder."""
     from edgeedit.flows.comparing import compare_bundle
 
-    made_for = (delta.info.get("encoder") or {}).get("source_digest")
-    if made_for != bundle.source_digest:
-        raise MismatchError(f"bundle does not belong to the delta: expected encoder {made_for}, got {bundle.source_digest}")
+    check_encoder(delta, bundle)
     weights = (bundle.path / "weights.bin").stat().st_size
     found = {"encoder_bytes": weights, "compare": compare_bundle(bundle.path)}
     with contextlib.suppress(RefusedError):

@@ -55,7 +55,14 @@ def wrap_patch(patch: Path, trusted: Sequence[PublicKey], wanted: Wanted, out: P
 
 
 def pack_and_wrap(
-    delta: Path, bundle: Path, keys: Sequence[Path], wanted: Wanted, out: Path, *, accept_undecided: str | None = None
+    delta: Path,
+    bundle: Path,
+    keys: Sequence[Path],
+    wanted: Wanted,
+    out: Path,
+    *,
+    accept_undecided: str | None = None,
+    max_flips: float | None = None,
 ) -> Wrapped:
     """Pack a delta and wrap the patch; raises what `edgeedit.flows.pack.pack` and `wrap_patch` raise, and then writes nothing."""
     from edgeedit.flows.pack import pack
@@ -64,5 +71,5 @@ def pack_and_wrap(
     Payload(wanted.engine, b"", wanted.compatible, wanted.version, wanted.incoming)  # wrong words are told before the probes are run
     with tempfile.TemporaryDirectory() as temporary:
         patch = Path(temporary) / "patch.eep"
-        pack(load_delta(delta), load_bundle(bundle), signers, patch, accept_undecided=accept_undecided)
+        pack(load_delta(delta), load_bundle(bundle), signers, patch, accept_undecided=accept_undecided, max_flips=max_flips)
         return wrap_patch(patch, [public_half(signer) for signer in signers], wanted, out)

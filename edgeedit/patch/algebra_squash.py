@@ -23,6 +23,7 @@ from edgeedit.errors import InputError, IntegrityError
 from edgeedit.files import replace_file
 from edgeedit.patch.algebra_chain import check_fits, follow
 from edgeedit.patch.algebra_fit import Fit, fit_change
+from edgeedit.patch.manifest import Manifest, stated_flips
 from edgeedit.patch.read import Patch
 from edgeedit.patch.write import PatchContent, build_patch
 
@@ -100,6 +101,13 @@ def _size(chain: Sequence[Patch]) -> int:
     return sum(len(patch.data) for patch in chain)
 
 
+def _flips(chain: Sequence[Manifest]) -> float | None:
+    """What the chain may change in all; nothing is stated where no patch of it did."""
+    if all(stated_flips(manifest.extra) is None for manifest in chain):
+        return None
+    return min(1.0, round(sum(manifest.max_flips for manifest in chain), 6))
+
+
 def _build(
     chain: Sequence[Patch],
     keys: Sequence[Ed25519PrivateKey],
@@ -122,6 +130,7 @@ def _build(
         expected=chain[-1].expected(),
         tolerance=last.probe.tolerance,
         provenance={**last.provenance, "squash_of": [patch.digest for patch in chain]},
+        max_flips=_flips([patch.manifest for patch in chain]),
     )
     data = build_patch(content, keys)
     changed = sum(delta.sparse.index.size for delta in deltas if delta.sparse is not None)

@@ -30,6 +30,7 @@ def describe(patch: Patch) -> dict[str, Any]:
         "changed": sum(row.get("nnz", 0) for row in tensors),
         "bytes": _bytes(patch),
         "tensors": tensors,
+        "max_flips": manifest.max_flips,
         "provenance": dict(manifest.provenance),
         "extra": dict(manifest.extra),
     }

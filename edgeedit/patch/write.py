@@ -34,7 +34,8 @@ _ZLIB_LEVEL = 9
 @dataclass(frozen=True)
 class PatchContent:
     """What goes into a patch.  `deltas` are in deployed names and layout; `before`, `after` (SHA-256) and `dtypes` are keyed by
-    deployed name; `expected` is float32 (probes, width); `provenance` is JSON whose floats become decimal strings."""
+    deployed name; `expected` is float32 (probes, width); `provenance` is JSON whose floats become decimal strings; `max_flips` is the
+    share of a camera's verdicts that the patch may change, in (0, 1], None for the usual one."""
 
     parent: str
     result: str
@@ -47,6 +48,7 @@ class PatchContent:
     expected: Array
     tolerance: float
     provenance: Mapping[str, Any]
+    max_flips: float | None = None
 
 
 class _Payload:
@@ -118,6 +120,14 @@ def _probe_row(content: PatchContent, payload: _Payload, plain: bool) -> dict[st
     return row | {"section": payload.add("probe", section)}
 
 
+def _stated(max_flips: float | None) -> dict[str, str]:
+    if max_flips is None:
+        return {}
+    if not 0.0 < max_flips <= 1.0:
+        raise InputError(f"max_flips is out of range: expected a share above 0 and at most 1, got {max_flips}")
+    return {"max_flips": repr(float(max_flips))}
+
+
 def build_patch(content: PatchContent, keys: Sequence[Ed25519PrivateKey], *, plain: bool = False) -> bytes:
     """The bytes of the signed patch; the smallest coding of every part, or, `plain`, only those that the first files of format v1
     knew (FORMAT 5 raw or zlib, no dense section, manifest as it is).  Raises InputError (exit 2) when the content or the keys
@@ -137,6 +147,7 @@ def build_patch(content: PatchContent, keys: Sequence[Ed25519PrivateKey], *, pla
         "probe": probe,
         "provenance": without_floats(content.provenance),
         "sections": payload.table,
+        **_stated(content.max_flips),
     }
     try:
         stored = encode(manifest)

@@ -23,6 +23,7 @@ import numpy as np
 from edgeedit.device.monitor.cause import LEVEL
 from edgeedit.device.monitor.detector import Calibration, Rate, calibrate
 from edgeedit.device.monitor.projection import PROJECTED
+from edgeedit.device.monitor.reservoir import Kept, Reservoir
 from edgeedit.device.monitor.signals import KINDS, Expected, Window, window_signals
 from edgeedit.device.monitor.statistics import mmd_test
 from edgeedit.errors import IntegrityError, MismatchError
@@ -30,6 +31,8 @@ from edgeedit.files import replace_file
 from edgeedit.limits import MAX_BASELINE_BYTES
 
 Array = np.ndarray[Any, Any]
+KEPT = 192  # frames kept of clean days
+_KEPT_BYTES = 16 << 20  # of their packed pictures
 _VERSION = 1
 FAR = 0.25  # population stability index from which a shift is usually acted on; it only words a warning here
 _CHARTS = ("most", "warn", "alarm")
@@ -61,6 +64,26 @@ class Baseline:
     def signals(self, window: Window) -> dict[str, float]:
         """Every signal of a window that can be told."""
         return window_signals(window, self.expected, self.shares)
+
+
+class CleanDays:
+    """Windows of clean days as they come, and a sample of their frames."""
+
+    def __init__(self) -> None:
+        self.windows: list[Window] = []
+        self._reservoir = Reservoir(KEPT, _KEPT_BYTES)
+
+    def add(self, window: Window, packed: Sequence[bytes]) -> None:
+        """One more window, with its packed pictures."""
+        self.windows.append(window)
+        for row, verdict, margin, picture in zip(window.rows, window.verdicts, window.margins, packed, strict=True):
+            self._reservoir.add(Kept(picture, row, int(verdict), float(margin)))
+
+    def learn(self, rate: Rate) -> tuple[Baseline, list[bytes]]:
+        """The baseline, and the packed pictures of the frames that were kept; raises InputError for too few windows."""
+        kept = self._reservoir.kept
+        clean = Clean(*(np.array([getattr(k, name) for k in kept]) for name in ("row", "verdict", "margin")))
+        return learn(self.windows, clean, rate), [k.picture for k in kept]
 
 
 def learn(windows: Sequence[Window], clean: Clean, rate: Rate) -> Baseline:

@@ -18,12 +18,11 @@ from typing import Any
 import numpy as np
 
 from edgeedit.device.monitor.statistics import binomial_tail, mmd_test
+from edgeedit.patch.manifest import USUAL_FLIPS
 
 Array = np.ndarray[Any, Any]
 Reader = Callable[[Array], Array]
 LEVEL = 0.01  # of each test
-# Share of clean verdicts that a patch may change; three honest edits changed 2.1, 2.4 and 4.0 % of 327 development cells.
-MAX_FLIPS = 0.05
 
 
 @dataclass(frozen=True)
@@ -34,14 +33,39 @@ class Cause:
     reason: str
 
 
-def harm(before: Array, after: Array) -> tuple[int, float]:
-    """(flips, p): verdicts int64 (n,) of the same clean frames that differ, and how likely so many are where MAX_FLIPS is true."""
-    flips = int((before != after).sum())
-    return flips, binomial_tail(flips, len(before), MAX_FLIPS)
+@dataclass(frozen=True)
+class Harm:
+    """`flips` of `frames` verdicts on frames of a world that the parent knows differ from the parent's, where the share `allowed` may."""
+
+    flips: int
+    frames: int
+    allowed: float
+
+    @property
+    def p(self) -> float:
+        """How likely so many are where the share is exactly the allowed one."""
+        return binomial_tail(self.flips, self.frames, self.allowed)
+
+    def sentence(self) -> str:
+        """The figures."""
+        return f"{self.flips} of {self.frames} clean verdicts flip, p {self.p:.3g} where {self.allowed:.3g} may"
 
 
-def find_cause(parent: tuple[Array, Array], head: tuple[Array, Array], reader: Reader | None, *, overridden: bool = False) -> Cause:
-    """`parent` and `head` hold features (n, width) of (clean, recent) frames, the same frames for both.
+def harm(before: Array, after: Array, allowed: float) -> Harm:
+    """Of verdicts int64 (n,) of the same clean frames by a parent and its patch."""
+    return Harm(int((before != after).sum()), len(before), allowed)
+
+
+def find_cause(
+    parent: tuple[Array, Array],
+    head: tuple[Array, Array],
+    reader: Reader | None,
+    *,
+    overridden: bool = False,
+    allowed: float = USUAL_FLIPS,
+) -> Cause:
+    """`parent` and `head` hold features (n, width) of (clean, recent) frames, the same frames for both; the patch may change the share
+    `allowed` of clean verdicts.
 
     Without a `reader` (features -> logits) there are no verdicts, so that only outputs which are not finite and operators
     (`overridden`: they override more than on clean days) can show that a patch is harmful."""
@@ -53,9 +77,9 @@ def find_cause(parent: tuple[Array, Array], head: tuple[Array, Array], reader: R
     same = f"the parent sees no change, p {p_world:.3g}"
     told = "no reader gives verdicts"
     if reader is not None:
-        flips, p_patch = harm(reader(parent[0]).argmax(axis=1), reader(head[0]).argmax(axis=1))
-        told = f"{flips} of {len(head[0])} clean verdicts flip, p {p_patch:.3g}"
-        if p_patch <= LEVEL:
+        found = harm(reader(parent[0]).argmax(axis=1), reader(head[0]).argmax(axis=1), allowed)
+        told = found.sentence()
+        if found.p <= LEVEL:
             return Cause("patch", f"only the patch is worse: {told}; {same}")
     if overridden:
         return Cause("patch", f"only the patch is worse: operators override it; {same}")

@@ -38,6 +38,33 @@ class Figures:
     facts: dict[str, Mapping[str, str]] = field(default_factory=dict)
 
 
+def figures_of(
+    plain: Mapping[str, float],
+    counts: Mapping[str, float],
+    sums: Mapping[str, float] | None,
+    signals: Mapping[str, float],
+    times: Mapping[str, float],
+    facts: Mapping[str, str],
+) -> Figures:
+    """A Monitor's figures: `plain` ones by their names; its `counts` by kind; charts' `sums` over their thresholds, None before clean days
+    are learnt; the last window's `signals` and frame `times`; and what is known of the generation."""
+    counted = {
+        "edgeedit_frames_total": "frames",
+        "edgeedit_frames_not_finite_total": "not_finite",
+        "edgeedit_windows_total": "windows",
+        "edgeedit_overrides_total": "overrides",
+    }
+    whole = {**plain, **{name: counts.get(kind, 0) for name, kind in counted.items()}, "edgeedit_calibrated": int(sums is not None)}
+    if (degrees := temperature()) is not None:
+        whole["edgeedit_temperature_celsius"] = degrees
+    events = {key[6:]: float(value) for key, value in counts.items() if key.startswith("event ")}
+    values = {name: value for name, value in signals.items() if name != "latency"}  # that one is a logarithm
+    families: dict[str, tuple[str, Mapping[str, float]]]
+    families = {"edgeedit_events_total": ("kind", events), "edgeedit_drift_ratio": ("signal", sums or {})}
+    families |= {"edgeedit_signal_ratio": ("signal", values), "edgeedit_frame_seconds": ("quantile", times)}
+    return Figures(whole, families, {"edgeedit_generation_info": facts})
+
+
 def exposition(figures: Figures) -> str:
     """Prometheus text format, version 0.0.4."""
     lines = []

@@ -4,7 +4,8 @@
 
 A sampled frame is copied into a short queue; a thread of low priority does all the rest.  The first `learn` windows count as clean days
 and give the thresholds.  A generation that comes later answers the frames kept of clean days in shadow: that is its own baseline, and
-one that changes too many of their verdicts is reverted at once.  An alarm that a patch may have caused is settled in shadow (`cause`).
+one that changes too many of their verdicts is reverted at once, or when its first frames show it (`probation`).  An alarm that a
+patch may have caused is settled in shadow (`cause`).
 Guarantees: never raises into the frame path and never blocks it; errors are counted and kept; numpy only; what is kept is bounded.
 """
 
@@ -15,22 +16,22 @@ import os
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgeedit.device.monitor.baseline import Baseline, Clean, learn, load_baseline, moved, save_baseline, unlike
-from edgeedit.device.monitor.cause import LEVEL, Cause, Reader, find_cause, harm
+from edgeedit.device.monitor.baseline import Baseline, Clean, CleanDays, load_baseline, moved, save_baseline, unlike
+from edgeedit.device.monitor.cause import LEVEL, Cause, Harm, Reader, find_cause, harm
 from edgeedit.device.monitor.collect import Collection
 from edgeedit.device.monitor.detector import Call, Detector, Rate
 from edgeedit.device.monitor.gather import Gatherer
 from edgeedit.device.monitor.intake import Batch, Frame, Intake
-from edgeedit.device.monitor.metrics import Figures, exposition, temperature, write_textfile
+from edgeedit.device.monitor.metrics import Figures, exposition, figures_of, write_textfile
 from edgeedit.device.monitor.outlets import Event, Outlet
+from edgeedit.device.monitor.probation import Probation
 from edgeedit.device.monitor.projection import Projection
-from edgeedit.device.monitor.reservoir import Kept, Reservoir
 from edgeedit.device.monitor.shadow import Make, Shadow
 from edgeedit.device.monitor.signals import KINDS, Window
 from edgeedit.device.store import Store
@@ -39,9 +40,7 @@ from edgeedit.limits import MAX_REASON_CHARS
 
 Array = np.ndarray[Any, Any]
 MONTH_SECONDS = 30 * 86_400
-KEPT = 192  # frames kept of clean days
 _RECENT, _EVENTS = 64, 1000  # frames kept of now, events kept
-_KEPT_BYTES = 16 << 20  # of packed pictures of clean days
 _NICE = 10
 _LOG = logging.getLogger(__name__)
 
@@ -79,8 +78,8 @@ class Monitor:
         self._wake, self._closing = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
         self._recent: deque[bytes] = deque(maxlen=_RECENT)
-        self._learnt: list[Window] = []
-        self._reservoir = Reservoir(KEPT, _KEPT_BYTES)
+        self._days = CleanDays()
+        self._probation: Probation | None = None
         self._baseline: Baseline | None = None
         self._pictures: list[bytes] = []  # packed, of clean days
         self._cleans: dict[int, Clean] = {}  # what each of the last generations says of them
@@ -252,23 +251,21 @@ class Monitor:
             alarms += [call] if call.level == "alarm" and KINDS[call.signal].of_patch else []
         if alarms:
             self._settle(alarms)
+        if self._probation is not None and (found := self._probation.window(packed, window.verdicts)) is not None:
+            self._harmful(found)
 
     def _study(self, window: Window, packed: list[bytes]) -> None:
         """One more window of clean days; the last one gives the thresholds."""
-        self._learnt.append(window)
-        for row, verdict, margin, picture in zip(window.rows, window.verdicts, window.margins, packed, strict=True):
-            self._reservoir.add(Kept(picture, row, int(verdict), float(margin)))
-        if len(self._learnt) < self._learn:
+        self._days.add(window, packed)
+        if len(self._days.windows) < self._learn:
             return
-        kept = self._reservoir.kept
-        clean = Clean(*(np.array([getattr(k, name) for k in kept]) for name in ("row", "verdict", "margin")))
-        baseline, self._pictures = learn(self._learnt, clean, self._rate), [k.picture for k in kept]
-        self._learnt, self._reservoir = [], Reservoir(KEPT, _KEPT_BYTES)
+        baseline, self._pictures = self._days.learn(self._rate)
+        self._days = CleanDays()
         self._begin(baseline)
         self._tell("learnt", self._generation, f"{self._learn} clean windows of {self._frames} frames")
         reference = self._bundle.reference()
         # Shipped for the base: another generation may rightly see otherwise.
-        if reference is not None and not self._store.chain(self._generation) and (told := unlike(reference, clean)):
+        if reference is not None and not self._store.chain(self._generation) and (told := unlike(reference, baseline.clean)):
             self._tell("drift_warn", self._generation, told)
 
     def _begin(self, baseline: Baseline) -> None:
@@ -307,36 +304,47 @@ class Monitor:
         self._facts = self._known(generation)
         self._intake.clear()
         self._recent.clear()
+        self._probation = None
         if self._baseline is None:
             # Clean days are of one generation.
-            self._learnt, self._reservoir = [], Reservoir(KEPT, _KEPT_BYTES)
+            self._days = CleanDays()
         elif generation != former:
             self._move(self._baseline, former)
 
     def _move(self, baseline: Baseline, former: int) -> None:
         """Take the baseline along; a patch that changes too many verdicts of clean frames goes back at once."""
         try:
+            patched = self._shadow.parent(self._generation) == former
+            allowed = self._shadow.allowed(self._generation) if patched else 1.0
             clean = self._cleans.get(self._generation) or self._said(self._shadow.features(self._generation, self._pictures))
         except EdgeEditError as error:
             # Not to be known now: learn what is usual with it instead.
             self._failed(error)
             self._baseline = self._detector = None
-            self._learnt, self._reservoir = [], Reservoir(KEPT, _KEPT_BYTES)
+            self._days = CleanDays()
             return
-        flips, p = harm(baseline.clean.verdicts, clean.verdicts)
-        told = f"{flips} of {len(clean.verdicts)} clean verdicts flip, p {p:.3g}"
-        if p <= LEVEL and self._shadow.parent(self._generation) == former:
-            self._tell("drift_alarm", self._generation, told)
-            if self._revert(f"only the patch is worse: {told}"):
-                return
+        found = harm(baseline.clean.verdicts, clean.verdicts, allowed)
+        if patched and self._harmful(found):
+            return
         self._begin(moved(baseline, clean))
-        self._tell("learnt", self._generation, f"frames kept of generation {former}: {told}")
+        self._tell("learnt", self._generation, f"frames kept of generation {former}: {found.sentence()}")
+        if patched and found.p > LEVEL and self._reader is not None:
+            self._probation = Probation(lambda asked: self._said(self._shadow.features(former, asked)), baseline.clean, found)
+
+    def _harmful(self, found: Harm) -> bool:
+        """Whether a patch changes more than it may and was reverted for it."""
+        if found.p > LEVEL:
+            return False
+        self._probation = None
+        self._tell("drift_alarm", self._generation, found.sentence())
+        return self._revert(f"only the patch is worse: {found.sentence()}")
 
     def _revert(self, reason: str) -> bool:
         """Leave the running generation for its parent, if that is allowed; the store queues the signed receipt and the Runtime goes
         back at its next poll."""
         if not self._act or not self._store.revert(self._generation, f"monitor: {reason}"):
             return False
+        self._probation = None
         self._tell("reverted", self._generation, reason)
         return True
 
@@ -363,31 +371,18 @@ class Monitor:
         for number in (parent, head):
             features = self._shadow.features(number, [*self._pictures, *self._recent])
             found.append((features[:clean], features[clean:]))
-        return find_cause(found[0], found[1], self._reader, overridden=overridden)
+        return find_cause(found[0], found[1], self._reader, overridden=overridden, allowed=self._shadow.allowed(head))
 
     def figures(self) -> Figures:
         """What the textfile holds."""
-        counts = self._counts
         plain: dict[str, float] = {
-            "edgeedit_frames_total": counts["frames"],
             "edgeedit_frames_skipped_total": self._intake.skipped,
-            "edgeedit_frames_not_finite_total": counts["not_finite"],
-            "edgeedit_windows_total": counts["windows"],
-            "edgeedit_overrides_total": counts["overrides"],
             "edgeedit_monitor_errors_total": sum(self.errors.values()),
             "edgeedit_monitor_cpu_seconds_total": self._spent,
             "edgeedit_generation": self._generation,
-            "edgeedit_calibrated": int(self._detector is not None),
         }
-        if (degrees := temperature()) is not None:
-            plain["edgeedit_temperature_celsius"] = degrees
-        events = {key[6:]: float(value) for key, value in counts.items() if key.startswith("event ")}
-        sums = self._detector.sums() if self._detector is not None else {}
-        values = {name: value for name, value in self._signals.items() if name != "latency"}  # that one is a logarithm
-        families: dict[str, tuple[str, Mapping[str, float]]]
-        families = {"edgeedit_events_total": ("kind", events), "edgeedit_drift_ratio": ("signal", sums)}
-        families |= {"edgeedit_signal_ratio": ("signal", values), "edgeedit_frame_seconds": ("quantile", self._times)}
-        return Figures(plain, families, {"edgeedit_generation_info": self._facts})
+        sums = self._detector.sums() if self._detector is not None else None
+        return figures_of(plain, self._counts, sums, self._signals, self._times, self._facts)
 
     def _write(self) -> None:
         figures = self.figures()

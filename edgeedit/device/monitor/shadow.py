@@ -43,3 +43,7 @@ class Shadow:
         """The generation that `number` was built on, None for the base."""
         chain = self._store.chain(number)
         return chain[-1].parent if chain else None
+
+    def allowed(self, number: int) -> float:
+        """Share of the usual verdicts that the patch behind generation `number` may change (FORMAT 4)."""
+        return self._store.patch(self._store.chain(number)[-1].patch).manifest.max_flips

@@ -65,26 +65,59 @@ def _stage(store: Path, data: bytes) -> None:
         opened.stage(data, release="r1", sequence=1)
 
 
-def _bad_patch(world: Any, monkeypatch: pytest.MonkeyPatch) -> bytes:
+def _bad_patch(world: Any, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> bytes:
     """Deliberately bad: the low-rank part is 16 times as large as in the other patches, so that it outweighs the old matrix."""
     values = type(world).patch.__globals__
     sparse, low = values["random_deltas"](1)
     worse = replace(low, low_rank=replace(low.low_rank, scale=low.low_rank.scale * 16))
     monkeypatch.setitem(values, "random_deltas", lambda _: [sparse, worse])
-    data: bytes = world.patch(1)
+    data: bytes = world.patch(1, **changes)
     return data
+
+
+def test_a_patch_that_states_its_flips_is_kept(
+    world: Any, store: Path, serve: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same change that is reverted otherwise: who made it says that the camera's usual verdicts were mistakes."""
+    monitor = _monitor()
+    with Runtime(store, poll_seconds=0, health=QUICK, monitor=monitor) as runtime:
+        serve(runtime, monitor, 16 * 80)
+        _stage(store, _bad_patch(world, monkeypatch, max_flips=1.0))
+        runtime.step()
+        serve(runtime, monitor, 16 * 30)
+        with Store.open(store) as opened:
+            assert opened.head().id == 1
+        assert "where 1 may" in next(e.reason for e in monitor.events if e.kind == "learnt" and e.generation == 1)
+        assert monitor.compare(1, 0).verdict != "patch" and not monitor.errors
+
+
+def test_first_frames_take_back_what_kept_frames_let_pass(world: Any, store: Path, serve: Callable[..., None]) -> None:
+    """The patch changes 9 % of the verdicts where 5 % may: 192 kept frames cannot tell, its first frames in rounds can."""
+    monitor = _monitor()
+    with Runtime(store, poll_seconds=0, health=QUICK, monitor=monitor) as runtime:
+        serve(runtime, monitor, 16 * 80)
+        _stage(store, world.patch(5))
+        runtime.step()
+        serve(runtime, monitor, 1)
+        assert monitor.calibrated_on == 1, "the kept frames let it pass"
+        serve(runtime, monitor, 16 * 100)
+        with Store.open(store) as opened:
+            assert opened.head().id == 0
+            reason = opened.receipts.waiting(10)[-1].reason
+        assert reason.startswith("monitor: only the patch is worse") and int(reason.split(" of ")[1].split()[0]) > 192
+        assert not monitor.errors
 
 
 def test_a_mild_patch_rings_no_alarm(world: Any, store: Path, serve: Callable[..., None]) -> None:
     monitor = _monitor()
     with Runtime(store, poll_seconds=0, health=QUICK, monitor=monitor) as runtime:
         serve(runtime, monitor, 16 * 80)
-        _stage(store, world.patch(5))
+        _stage(store, world.patch(5, max_flips=0.12))
         runtime.step()
         serve(runtime, monitor, 16 * 60)
         with Store.open(store) as opened:
             assert opened.head().id == 1
-    # It moved the features, no verdict to speak of: the frames of clean days say what is usual with it.
+    # It moved the features, and of the verdicts no more than it states: the frames of clean days say what is usual with it.
     # (Frame times are those of a machine that does other things too, so what is said of them may be true.)
     kinds = {event.kind for event in monitor.events if not event.reason.startswith("latency")}
     assert kinds == {"learnt", "applied"} and monitor.calibrated_on == 1 and not monitor.errors

@@ -119,7 +119,7 @@ def test_a_report_of_all_files_shows_what_they_say(made: Path, tmp_path: Path, c
         ),
         (("fix.delta", "--patch", "fix.eep"), 2, "expected --trust"),
         (("fix.delta", "--patch", "fix.eep", "--trust", "stranger.pub"), 5, ""),
-        (("fix.delta", "--bundle", "other"), 4, "bundle does not belong to the delta"),
+        (("fix.delta", "--bundle", "other"), 4, "delta does not belong to the bundle"),
         (("fix.delta", "--explain", "fix.delta"), 2, "expected a JSON object"),
         (("fix.delta", "--device", "absent.json"), 2, "cannot read"),
         (("fix.delta", "--settings", "fix.delta"), 2, "expected a TOML file"),

@@ -131,3 +131,35 @@ def test_history_follows_deltas_that_name_the_deployed_weights(plant: Path, tmp_
     assert tables[0] == tables[1]
     # The second alone follows nothing here.
     assert run(["history", str(tmp_path / "2.delta"), "--bundle", str(bundle), *judged[:-3], "--json"]) == MismatchError.exit_code
+
+
+def test_explain_and_tune_start_from_what_the_camera_runs(plant: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What they say of the deployed generation, which one edit changed, is not what they say of the base."""
+    bundle, first, now = tmp_path / "bundle", tmp_path / "1.eep", tmp_path / "bundle-1"
+    export = ["export", str(plant / "dinov2"), "--recipe", "dinov2", "--device", "linux-cpu", "--size", str(SIZE), "-o", str(bundle)]
+    assert run(export) == 0
+    reader = ["--reader", str(tmp_path / "reader.npz")]
+    assert run(["reader", "fit", str(plant / "base"), "--bundle", str(bundle), "-o", reader[1]]) == 0
+    edited(plant, "one", bundle, first)
+    assert run(["materialize", str(first), "--bundle", str(bundle), "--trust", str(plant / "ml.pub"), "-o", str(now)]) == 0
+    edited(plant, "two", now, tmp_path / "2.eep", "--former", str(plant / "one"))
+
+    judged = [*reader, "--heldout", str(plant / "two"), "--heldout-control", str(plant / "base"), "--images", "4", "--maps", "1"]
+    capsys.readouterr()
+    assert run(["explain", str(tmp_path / "2.delta"), "--bundle", str(now), *judged, "-o", str(tmp_path / "e.json"), "--json"]) == 0
+    found = json.loads((tmp_path / "e.json").read_text("utf-8"))
+    changed = load_delta(tmp_path / "2.delta").info["metrics"]["changed_count"]
+    assert found["census"]["changed"] == changed and found["census"]["outside"] == 0
+    # The delta of one generation explains nothing of another.
+    capsys.readouterr()
+    refused = ["explain", str(tmp_path / "2.delta"), "--bundle", str(bundle), *judged, "-o", str(tmp_path / "no.json")]
+    assert run(refused) == MismatchError.exit_code
+    assert not (tmp_path / "no.json").exists()
+
+    errors = []
+    for number, of in enumerate((bundle, now)):
+        out = tmp_path / f"tune-{number}"
+        budget = ["--trials", "2", "--max-steps", "4", "--seed", "1", "-o", str(out), "--json"]
+        assert run(["tune", str(plant / "two"), "--bundle", str(of), *reader, "--control", str(plant / "base"), *budget]) == 0
+        errors.append(json.loads((out / "pareto.json").read_text("utf-8")))
+    assert errors[0] != errors[1]

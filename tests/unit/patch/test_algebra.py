@@ -30,6 +30,7 @@ from edgeedit.patch.algebra_materialize import materialize_bundle, materialize_w
 from edgeedit.patch.algebra_squash import squash
 from edgeedit.patch.describe import describe
 from edgeedit.patch.keys import new_key, public_half
+from edgeedit.patch.manifest import stated_flips
 from edgeedit.patch.read import Patch, read_unverified
 from edgeedit.patch.write import PatchContent, build_patch
 from edgeedit.rounding import apply_delta, legal_step, narrow
@@ -76,7 +77,7 @@ class Maker:
     weights: dict[str, Array]
     patches: list[Patch] = field(default_factory=list)
 
-    def add(self, *deltas: TensorDelta) -> Patch:
+    def add(self, *deltas: TensorDelta, max_flips: float | None = None) -> Patch:
         new = {d.name: apply_delta(self.weights[d.name], d) for d in deltas}
         parent, before = self.mark(), {d.name: digest_array(self.weights[d.name]) for d in deltas}
         self.weights = {**self.weights, **new}
@@ -84,7 +85,7 @@ class Maker:
         content = PatchContent(
             parent, self.mark(), dtype, "tiny", deltas, before, {n: digest_array(a) for n, a in new.items()},
             {n: dtype_word(a.dtype) for n, a in new.items()},
-            np.full((3, 5), len(self.patches), np.float32), 1e-4, {"number": len(self.patches)},
+            np.full((3, 5), len(self.patches), np.float32), 1e-4, {"number": len(self.patches)}, max_flips,
         )  # fmt: skip
         self.patches.append(read_unverified(build_patch(content, [KEY])).verify([public_half(KEY)]))
         return self.patches[-1]
@@ -185,6 +186,19 @@ def test_a_squash_has_the_chains_fingerprints_and_later_patches_fit_it(tmp_path:
     tail = squash(bundle, [maker.patches[0]], maker.patches[1:], [KEY])  # a chain that does not start at the base
     assert tail.parent == maker.patches[0].manifest.result
     assert np.array_equal(one.expected(), maker.patches[1].expected())
+
+
+@pytest.mark.parametrize(("stated", "whole"), [((None, None), None), ((0.2, None), 0.25), ((0.2, 0.3), 0.5), ((0.7, 0.6), 1.0)])
+def test_a_squash_may_change_what_its_chain_may(tmp_path: Path, stated: tuple[float | None, ...], whole: float | None) -> None:
+    rng = np.random.default_rng(5)
+    weights = _weights(rng, "float32", grid=2.0**-10)
+    maker, mask = Maker(dict(weights)), _sparse(rng, 2.0**-10)
+    for share in stated:
+        maker.add(mask, max_flips=share)
+    made = squash(_bundle(tmp_path / "bundle", weights), [], maker.patches, [KEY])
+    manifest = read_unverified(made.data).verify([public_half(KEY)]).manifest
+    assert stated_flips(manifest.extra) == whole
+    assert manifest.max_flips == (0.05 if whole is None else whole)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
