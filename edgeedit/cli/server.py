@@ -176,7 +176,7 @@ def compare(bundle: Path, other: Path | None, per_layer: bool, engine: bool, as_
 @click.option(
     "--max-flips",
     type=click.FloatRange(0, 1, min_open=True),
-    help="A camera's monitor lets the patch change this share of verdicts [0.05].",
+    help="Share of verdicts that a camera's monitor lets the patch change.",
 )
 @click.option("--for", "engine", type=click.Choice(["mender", "rauc", "swupdate"]), help="A payload of this update engine, with its hook.")
 @click.option("--compatible", multiple=True, help="With --for: device type, compatible string or hardware revision.")
@@ -191,7 +191,8 @@ def pack(
 ) -> None:  # fmt: skip
     """Lower the delta SOURCE onto the Bundle, compute probe expectations, sign.
 
-    With --for, SOURCE may also be a finished patch.  The patch stays as it was signed; the engine's own signature is left to its tool.
+    Without --max-flips the patch states what the edit changed on held-out control images (0.05 at least).  With --for, SOURCE may also be
+    a finished patch.  The patch stays as it was signed; the engine's own signature is left to its tool.
     """
     from edgeedit.errors import InputError
     from edgeedit.flows.wrap import Wanted, is_patch, pack_and_wrap, wrap_patch

@@ -6,6 +6,7 @@ reason), the delta fits the Bundle, and at least one probe tells the new weights
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from edgeedit.delta import Delta
 from edgeedit.deploy.codes import Survival
 from edgeedit.deploy.lower import lower
 from edgeedit.deploy.proving import prove
+from edgeedit.edit.statistics import wilson
 from edgeedit.encoder.encoder import Encoder
 from edgeedit.encoder.values import parameter_values
 from edgeedit.errors import GateError
@@ -61,15 +63,25 @@ def check_gate(delta: Delta, accept_undecided: str | None) -> dict[str, str]:
     raise GateError(f"delta may not be packed: expected gate verdict pass, got {verdict} ({'; '.join(gate['reasons'])})", hint=hint)
 
 
+def _flips(metrics: Mapping[str, Any], name: str) -> tuple[int, int]:
+    """(flips between right and wrong, images) of a held-out set of a Delta's `metrics`; with many classes there may be more flips."""
+    row = metrics.get(name)
+    return (int(row["fixed"]) + int(row["broken"]), int(row["n"])) if row else (0, 0)
+
+
+def usual_flips(metrics: Mapping[str, Any]) -> float | None:
+    """What a patch states of which nobody said how much it may change: the gate accepted what it did to control images, so a monitor
+    lets it change as many verdicts (upper end of the Wilson 95 % interval).  None where that is no more than `USUAL_FLIPS`."""
+    flips, images = _flips(metrics, "control")
+    high = math.ceil(1000 * wilson(flips, images).high) / 1000 if images else 0.0
+    return min(1.0, high) if high > USUAL_FLIPS and flips else None
+
+
 def flips_warning(metrics: Mapping[str, Any], allowed: float) -> str:
     """What to know before a monitored camera sees the patch: "" where even frames like the target's alone change no more than `allowed`
-    of the verdicts.  From the flips between right and wrong on the held-out sets of a Delta's `metrics`; with many classes there may be
-    more."""
-    shares = {
-        name: (int(row["fixed"]) + int(row["broken"])) / int(row["n"])
-        for name in ("target", "control")
-        if (row := metrics.get(name)) and row["n"]
-    }
+    of the verdicts."""
+    counts = {name: _flips(metrics, name) for name in ("target", "control")}
+    shares = {name: flips / images for name, (flips, images) in counts.items() if images}
     target, control = shares.get("target", 0.0), shares.get("control", 0.0)
     if max(target, control) <= allowed:
         return ""
@@ -93,11 +105,13 @@ def pack(
     max_flips: float | None = None,
 ) -> Packed:
     """Lower, probe, sign and write `out`; raises GateError, MismatchError or InputError and then writes nothing.  `max_flips` is the
-    share of a camera's usual verdicts that the patch may change (FORMAT 4).
+    share of a camera's usual verdicts that the patch may change (FORMAT 4), `usual_flips` where it is not given.
 
     Where the Bundle holds int8 codes they are rounded from the encoder's changed float32 weights, the probes are expected to give
     what the encoder gives with the weights that the codes stand for, and the provenance says under `survival` what they keep."""
     gate = check_gate(delta, accept_undecided)
+    metrics = delta.info.get("metrics", {})
+    max_flips = usual_flips(metrics) if max_flips is None else max_flips
     base = bundle.weights()
     coded = any(tensor.dtype == "int8" for tensor in bundle.tensor_map.tensors)
     if coded:
@@ -123,5 +137,5 @@ def pack(
         max_flips=max_flips,
     )
     digest = write_patch(out, content, keys)
-    warning = flips_warning(delta.info.get("metrics", {}), USUAL_FLIPS if max_flips is None else max_flips)
+    warning = flips_warning(metrics, USUAL_FLIPS if max_flips is None else max_flips)
     return Packed(out, out.stat().st_size, digest, lowered.parent, lowered.result, lowered.new, lowered.after, lowered.survival, warning)

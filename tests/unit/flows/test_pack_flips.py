@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.stats import binomtest
 
 from edgeedit.cli.main import run
-from edgeedit.flows.pack import flips_warning
+from edgeedit.delta import load_delta
+from edgeedit.flows.pack import flips_warning, usual_flips
 from edgeedit.metrics import GateVerdict
 from edgeedit.patch.keys import new_key
 from edgeedit.patch.manifest import USUAL_FLIPS, stated_flips
@@ -32,6 +34,15 @@ def test_the_warning_says_from_which_mix_of_frames_on() -> None:
     assert "on control images already" in flips_warning(_metrics(target=(30, 0, 100), control=(5, 5, 100)), USUAL_FLIPS)
     assert "from about 12% frames" in flips_warning(_metrics(target=(42, 0, 100)), USUAL_FLIPS)
     assert flips_warning({}, USUAL_FLIPS) == ""
+
+
+def test_what_the_gate_accepted_on_control_images_is_stated() -> None:
+    assert usual_flips(_metrics(target=(30, 12, 100), control=(0, 0, 30))) is None
+    assert usual_flips(_metrics(target=(30, 12, 100), control=(2, 2, 400))) is None  # up to 2.5 %
+    high = binomtest(15, 165).proportion_ci(0.95, "wilson").high
+    assert usual_flips(_metrics(target=(30, 12, 100), control=(8, 7, 165))) == pytest.approx(high, abs=1e-3)
+    assert usual_flips({}) is None and usual_flips({"control": None}) is None
+    assert usual_flips(_metrics(control=(1, 1, 2))) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -66,7 +77,8 @@ def test_it_stands_in_the_patch_and_inspect_shows_it(
     new_key(tmp_path / "ml.key", tmp_path / "ml.pub")
     common = ["pack", str(delta), "--bundle", str(bundle), "--key", str(tmp_path / "ml.key")]
     trust = ["--trust", str(tmp_path / "ml.pub"), "--json"]
-    for share, shown in ((None, 0.05), ("0.4", 0.4)):
+    usual = usual_flips(load_delta(delta).info["metrics"])
+    for share, shown in ((None, usual or USUAL_FLIPS), ("0.4", 0.4)):
         out = tmp_path / f"{share}.eep"
         assert run([*common, *(["--max-flips", share] if share else []), "-o", str(out)]) == 0
         capsys.readouterr()
