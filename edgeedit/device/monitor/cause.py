@@ -48,7 +48,7 @@ class Harm:
 
     def sentence(self) -> str:
         """The figures."""
-        return f"{self.flips} of {self.frames} clean verdicts flip, p {self.p:.3g} where {self.allowed:.3g} may"
+        return f"{self.flips} of {self.frames} clean verdicts flip where a share of {self.allowed:.3g} may, p {self.p:.3g}"
 
 
 def harm(before: Array, after: Array, allowed: float) -> Harm:

@@ -87,7 +87,7 @@ def test_a_patch_that_states_its_flips_is_kept(
         serve(runtime, monitor, 16 * 30)
         with Store.open(store) as opened:
             assert opened.head().id == 1
-        assert "where 1 may" in next(e.reason for e in monitor.events if e.kind == "learnt" and e.generation == 1)
+        assert "where a share of 1 may" in next(e.reason for e in monitor.events if e.kind == "learnt" and e.generation == 1)
         assert monitor.compare(1, 0).verdict != "patch" and not monitor.errors
 
 
