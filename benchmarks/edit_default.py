@@ -47,7 +47,7 @@ from edgeedit.files import write_json
 
 FOLDER = Path(__file__).parents[1] / "build" / "edit-default"
 SEEDS = {"elpv": range(200, 206), "elpv-camera": range(200, 206), "fashion": range(200, 203)}
-HELDOUT = {"elpv": range(5, 8), "elpv-camera": range(5, 8), "fashion": range(5, 8)}
+HELDOUT = {"elpv": range(5, 7), "elpv-camera": range(5, 7), "fashion": range(5, 7)}
 SHOTS = 10
 HARM = 2.0  # weight of what an edit breaks
 CANDIDATES: dict[str, Method] = {
@@ -161,9 +161,9 @@ def main() -> None:
     about = {"commit": commit, "machine": machine}
     if options.heldout:
         SEEDS.update(HELDOUT)
-        kept = {**CANDIDATES, **RIVALS}
+        known = {**CANDIDATES, **RIVALS}
         CANDIDATES.clear()
-        CANDIDATES.update({name: kept[name] for name in RIVALS})
+        CANDIDATES.update({name: known[name] for name in RIVALS})
     names = list(CANDIDATES)
     if options.quick:
         SEEDS.clear()

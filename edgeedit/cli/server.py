@@ -102,7 +102,7 @@ def reference(images: Path, bundle: Path, as_json: bool) -> None:
 @click.option("--share", type=float, help="Share of first-FFN entries per block that may change.")
 @click.option("--heads", type=int, help="Attention heads per block that may change.")
 @click.option("--steps", type=int, help="Optimiser steps.")
-@click.option("--method", default="lorsu", show_default=True, help="lorsu, lorsu-paper, spu, attention, shira or edgeedit.")
+@click.option("--method", default="edgeedit", show_default=True, help="edgeedit, lorsu, lorsu-paper, spu, attention or shira.")
 @click.option("--budget", help="Size of the patch, for example 2MB: picks share, heads, rank and bits and prints what sizes buy.")
 @click.option("--flips/--no-flips", default=True, show_default=True, help="Flip and transpose shots; not where orientation is the label.")
 @click.option("--limit", default=0.02, show_default=True, help="Largest allowed rise of the control error (0..1).")

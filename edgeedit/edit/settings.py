@@ -25,13 +25,13 @@ class Settings:
     with `scope` global) whose q, k, v rows take rank-`rank` updates, with `output_columns` also their columns of the
     output projection; `share_input`: q, k, v of a block share the input-side factor.
 
-    Training: learning rates; `steps` optimiser steps of `batch` shots and `batch` control images; `distill`, `kl`,
-    `drift` weigh feature distillation, KL through the frozen reader, and the squared size of the change; `project`
-    removes that many principal directions of the control images' activations from what the change reads; `patterns`
-    synthetic images a step are only distilled; `augment` flips and transposes shots (wrong where orientation carries
-    the label, as in reading text); the last `rounding_steps` steps compute with the integer form; `interpolate` scales
-    the change by the largest alpha that a part of the control images, kept out of training, accepts; `compiler` is the
-    backend of `torch.compile` for the passes of training (inductor needs a C++ compiler; on a CPU it does not pay).
+    Training: learning rates; `steps` optimiser steps of `batch` shots and `batch` control images; `distill`, `kl`, `drift` weigh
+    feature distillation, KL through the frozen reader, and the squared size of the change; `project` removes that many principal
+    directions (a quarter of the width at most) of the control images' activations from what the change reads; `patterns` synthetic
+    images a step are only distilled; `augment` flips and transposes shots (wrong where orientation carries the label, as in reading
+    text); the last `rounding_steps` steps compute with the integer form; `interpolate` scales the change by the largest alpha that
+    a part of the control images, kept out of training, accepts; `compiler` is the backend of `torch.compile` for the passes of
+    training (inductor needs a C++ compiler; on a CPU it does not pay).
     Form: `bits` (step = rms of the non-zero change x 2^(2-bits))."""
 
     share: float = 0.1

@@ -102,7 +102,8 @@ def train(
     """Train the chosen values; returns them."""
     generator = torch.Generator().manual_seed(seed)
     names = (*locality.entries, *locality.rows)
-    kept = principal_directions(encoder, data.control, names, method.project) if method.project else None
+    directions = min(method.project, encoder.width // 4)  # a narrow encoder would be left without any change
+    kept = principal_directions(encoder, data.control, names, directions) if directions else None
     selection = Selection(encoder, locality, method.rank, generator, share_input=method.share_input, directions=kept, bits=method.bits)
     fit(Selected(encoder, selection, method.amp), encoder, data, (reader, loss or HeadLoss(reader)), method, (seed, generator), progress)
     return selection

@@ -128,7 +128,7 @@ class EditRequest:
     share: float | None = None
     heads: int | None = None
     steps: int | None = None
-    method: str = "lorsu"
+    method: str = "edgeedit"
     budget: str | None = None
     flips: bool = True
     vlm: str | None = None
@@ -161,7 +161,11 @@ def _method(request: EditRequest) -> Local:
         raise InputError(f"method is unknown: expected one of {', '.join(sorted(kinds))}, got {request.method}")
     names = ("share", "heads", "steps")
     chosen = {name: getattr(request, name) for name in names if getattr(request, name) is not None}
-    return kinds[request.method](**chosen, augment=request.flips)
+    kind = kinds[request.method]
+    if request.steps is not None:
+        # Of fewer steps than the method was made for at least half compute in floats.
+        chosen["rounding_steps"] = min(kind.rounding_steps, max(request.steps, 0) // 2)
+    return kind(**chosen, augment=request.flips)
 
 
 def budget_rows(choices: tuple[Choice, ...], say: Callable[[str], None]) -> None:

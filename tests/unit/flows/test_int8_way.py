@@ -130,7 +130,7 @@ def test_an_edit_of_an_int8_bundle_judges_what_the_codes_stand_for(
     base, shots = _pictures(tmp_path / "base", 0.0, 0), _pictures(tmp_path / "shots", 45.0, 1)
     bundle, reader, out = str(coded.path), str(tmp_path / "reader.npz"), tmp_path / "fix.delta"
     assert run(["reader", "fit", str(base), "--bundle", bundle, "-o", reader]) == 0
-    command = ["edit", str(shots), "--control", str(base), "--bundle", bundle, "--reader", reader, "--steps", "2"]
+    command = ["edit", str(shots), "--control", str(base), "--bundle", bundle, "--reader", reader, "--steps", "2", "--method", "lorsu"]
     assert run([*command, "-o", str(out)]) == 3  # two steps repair nothing
     rejected = json.loads((tmp_path / "fix.delta.rejected.json").read_text("utf-8"))
     assert rejected["encoder"]["precision"] == "int8"

@@ -30,7 +30,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _edit(made: Path, out: Path, *more: str, bundle: str = "llava-tokens") -> int:
     images = made / "images"
     command = ["edit", str(images / "shots.jsonl"), "--control", str(images / "base.jsonl"), "--bundle", str(made / bundle)]
-    return run([*command, "--steps", "2", "--heads", "1", "--limit", "1", "-o", str(out), "--json", *more])
+    return run([*command, "--method", "lorsu", "--steps", "2", "--heads", "1", "--limit", "1", "-o", str(out), "--json", *more])
 
 
 def test_edit_with_a_language_model_gives_a_delta_that_packs(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
