@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from edgeedit.flows.server import EditRequest
+
 ROOT = Path(__file__).parents[3]
 SETS = ("elpv", "elpv-camera", "fashion")
 SHOTS = 10
@@ -72,17 +74,25 @@ def test_the_chain_and_the_sessions_are_the_recorded_ones(section: str) -> None:
     assert f"(five sessions of two classes: {min(lost):.2f} to {max(lost):.2f})" in section
 
 
-def test_the_lead_of_the_default_is_within_its_noise(section: str) -> None:
-    """By the rule of DECISIONS: mean of AUC - error on target over the five development cells."""
-    cells: dict[str, list[float]] = {}
-    for key, cell in _load("edit_choice").items():
-        cells.setdefault(key.split("/")[0], []).append(cell["target"]["auc"][1] - cell["target"]["error"][1])
-    mean = {name: fmean(found) for name, found in cells.items() if len(found) == 5}
-    gain = [a - b for a, b in zip(cells["projected"], cells["default"], strict=True)]
-    error = (sum((g - fmean(gain)) ** 2 for g in gain) / 4 / 5) ** 0.5
-    assert max(mean, key=lambda name: mean[name]) == "projected"  # the default of today under its name then
-    assert 0 < fmean(gain) < error
-    assert "in the lead there by less than its noise" in section
+def test_the_choice_of_the_default_is_the_recorded_one(section: str) -> None:
+    """The rule of DECISIONS, 2026-11-27, on the stored cells; what `edit` takes is what won."""
+    chosen, held = _load("edit_default"), _load("edit_default_heldout")
+    for value in (chosen, held):
+        for row in value["rows"]:
+            figures: dict[str, list[float]] = {}
+            for key, cell in value["cells"][row["method"]].items():
+                fall = {part: cell[part]["error"][0] - cell[part]["error"][1] for part in ("target", "control", "unrelated")}
+                figures.setdefault(key.split("/")[0], []).append(fall["target"] + 2 * fall["control"] + 2 * fall["unrelated"])
+            assert row["figure"] == pytest.approx(fmean(fmean(v) for v in figures.values()), abs=1e-5)
+            assert row["cells"] == sum(len(v) for v in figures.values())
+    best = max(row["figure"] for row in chosen["rows"])
+    stay = [row for row in chosen["rows"] if best - row["figure"] <= row["standard_error"]]
+    assert min(stay, key=lambda row: row["bytes"])["method"] == "edgeedit" == EditRequest.method
+    dev, test = ({row["method"]: f"{row['figure']:+.3f}" for row in value["rows"]} for value in (chosen, held))
+    assert f"on {chosen['rows'][0]['cells']} other development cells" in section and held["rows"][0]["cells"] == 6
+    assert f"it has {dev['edgeedit']}, SPU {dev['spu']}, `attention` {dev['attention']}, `lorsu` {dev['lorsu']}:" in section
+    told = f"SPU {test['spu']}, LoRA {test['lora']}, DEFAULT {test['edgeedit']}, `lorsu` {test['lorsu']}, `attention` {test['attention']}"
+    assert told in section and all(row["behind"] <= row["standard_error"] for row in held["rows"])
 
 
 def test_the_cost_goals_are_recorded_with_their_machine() -> None:
