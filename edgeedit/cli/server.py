@@ -205,18 +205,27 @@ def pack(
         raise InputError(f"{source} is signed already: expected a .delta with --max-flips, got a patch")
     if not ready and (bundle is None or not keys):
         raise InputError("pack lacks an option: expected --bundle and --key", hint="see `edgeedit pack --help`")
+    stated = {"accept_undecided": accept_undecided, "max_flips": max_flips}
     if engine is None:
-        _pack(source, bundle, keys, {"accept_undecided": accept_undecided, "max_flips": max_flips}, out, as_json)  # type: ignore[arg-type]
+        _pack(source, bundle, keys, stated, out, as_json)  # type: ignore[arg-type]
         return
     wanted = Wanted(engine, compatible, as_version, incoming)
     if ready:
         wrapped = wrap_patch(source, load_trust(list(trust)), wanted, out)
     else:
-        stated = {"accept_undecided": accept_undecided, "max_flips": max_flips}
         wrapped = pack_and_wrap(source, bundle, keys, wanted, out, **stated)  # type: ignore[arg-type]
     payload = wrapped.payload
     value = {"engine": engine, "out": str(out), "digest": payload.digest, "version": payload.named_version, "next": wrapped.next_step}
-    emit(value, f"{engine} payload {out}\ndigest {payload.digest}\nnext: {wrapped.next_step}", as_json=as_json)
+    lines = [f"{engine} payload {out}", f"digest {payload.digest}", f"next: {wrapped.next_step}", *_warned(wrapped.warning, value)]
+    emit(value, "\n".join(lines), as_json=as_json)
+
+
+def _warned(warning: str, value: dict[str, Any]) -> list[str]:
+    """A warning's line, and its place in the JSON object."""
+    if not warning:
+        return []
+    value["warning"] = warning
+    return [f"warning: {warning}"]
 
 
 def _pack(delta: Path, bundle: Path, keys: tuple[Path, ...], stated: dict[str, Any], out: Path, as_json: bool) -> None:
@@ -237,9 +246,7 @@ def _pack(delta: Path, bundle: Path, keys: tuple[Path, ...], stated: dict[str, A
     if packed.survival:
         value["survival"] = {name: found.to_json() for name, found in packed.survival.items()}
         lines += [found.sentence(name) for name, found in packed.survival.items()]
-    if packed.warning:
-        value["warning"] = packed.warning
-        lines.append(f"warning: {packed.warning}")
+    lines += _warned(packed.warning, value)
     emit(value, "\n".join(lines), as_json=as_json)
 
 

@@ -71,7 +71,8 @@ def _flips(metrics: Mapping[str, Any], name: str) -> tuple[int, int]:
 
 def usual_flips(metrics: Mapping[str, Any]) -> float | None:
     """What a patch states of which nobody said how much it may change: the gate accepted what it did to control images, so a monitor
-    lets it change as many verdicts (upper end of the Wilson 95 % interval).  None where that is no more than `USUAL_FLIPS`."""
+    lets it change as many verdicts (upper end of the Wilson 95 % interval).  None where that is no more than `USUAL_FLIPS`, or
+    where nothing flipped."""
     flips, images = _flips(metrics, "control")
     high = math.ceil(1000 * wilson(flips, images).high) / 1000 if images else 0.0
     return min(1.0, high) if high > USUAL_FLIPS and flips else None

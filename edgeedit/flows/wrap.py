@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgeedit.bundle import load_bundle
@@ -21,11 +21,12 @@ from edgeedit.patch.read import load_patch
 
 @dataclass(frozen=True)
 class Wrapped:
-    """What was written: the payload's words, and what is left to do."""
+    """What was written: the payload's words, what is left to do, and what packing warned of."""
 
     path: Path
     payload: Payload
     next_step: str
+    warning: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,5 +72,5 @@ def pack_and_wrap(
     Payload(wanted.engine, b"", wanted.compatible, wanted.version, wanted.incoming)  # wrong words are told before the probes are run
     with tempfile.TemporaryDirectory() as temporary:
         patch = Path(temporary) / "patch.eep"
-        pack(load_delta(delta), load_bundle(bundle), signers, patch, accept_undecided=accept_undecided, max_flips=max_flips)
-        return wrap_patch(patch, [public_half(signer) for signer in signers], wanted, out)
+        packed = pack(load_delta(delta), load_bundle(bundle), signers, patch, accept_undecided=accept_undecided, max_flips=max_flips)
+        return replace(wrap_patch(patch, [public_half(signer) for signer in signers], wanted, out), warning=packed.warning)

@@ -314,8 +314,8 @@ class Monitor:
     def _move(self, baseline: Baseline, former: int) -> None:
         """Take the baseline along; a patch that changes too many verdicts of clean frames goes back at once."""
         try:
-            patched = self._shadow.parent(self._generation) == former
-            allowed = self._shadow.allowed(self._generation) if patched else 1.0
+            # Only a child of the former generation is judged: what a way back or a leap changes is nobody's fault.
+            allowed = self._shadow.allowed(self._generation) if self._shadow.parent(self._generation) == former else None
             clean = self._cleans.get(self._generation) or self._said(self._shadow.features(self._generation, self._pictures))
         except EdgeEditError as error:
             # Not to be known now: learn what is usual with it instead.
@@ -323,12 +323,13 @@ class Monitor:
             self._baseline = self._detector = None
             self._days = CleanDays()
             return
-        found = harm(baseline.clean.verdicts, clean.verdicts, allowed)
-        if patched and self._harmful(found):
+        found = harm(baseline.clean.verdicts, clean.verdicts, allowed) if allowed is not None else None
+        if found is not None and self._harmful(found):
             return
         self._begin(moved(baseline, clean))
-        self._tell("learnt", self._generation, f"frames kept of generation {former}: {found.sentence()}")
-        if patched and found.p > LEVEL and self._reader is not None:
+        told = f": {found.sentence()}" if found is not None else ""
+        self._tell("learnt", self._generation, f"frames kept of generation {former}{told}")
+        if found is not None and found.p > LEVEL and self._reader is not None:
             self._probation = Probation(lambda asked: self._said(self._shadow.features(former, asked)), baseline.clean, found)
 
     def _harmful(self, found: Harm) -> bool:

@@ -84,6 +84,13 @@ def test_it_stands_in_the_patch_and_inspect_shows_it(
         capsys.readouterr()
         assert run(["inspect", str(out), *trust]) == 0
         assert json.loads(capsys.readouterr().out)["max_flips"] == shown
+    # Whoever packs for an update engine is warned alike.
+    monkeypatch.setattr("edgeedit.flows.pack.flips_warning", lambda _, allowed: f"above {allowed}")
+    capsys.readouterr()
+    wrapped = [*common, "--max-flips", "0.4", "--for", "mender", "--compatible", "camera", "-o", str(tmp_path / "fix.mender"), "--json"]
+    for command in ([*common, "--max-flips", "0.4", "-o", str(tmp_path / "again.eep"), "--json"], wrapped):
+        assert run(command) == 0
+        assert json.loads(capsys.readouterr().out)["warning"] == "above 0.4"
     for wrong in ("0", "1.01", "-0.1", "nan"):
         assert run([*common, "--max-flips", wrong, "-o", str(tmp_path / "wrong.eep")]) == 2, wrong
     assert not (tmp_path / "wrong.eep").exists()

@@ -9,6 +9,7 @@ import pytest
 
 from edgeedit.cli.main import run
 from edgeedit.digest import digest_file
+from edgeedit.flows.server import EditRequest
 from edgeedit.flows.vlm import assets, data
 from edgeedit.flows.vlm.demo import vlm_scenario
 from tests.support.families import SIDE
@@ -48,6 +49,12 @@ def test_edit_with_a_language_model_gives_a_delta_that_packs(made: Path, tmp_pat
         assert run(["keys", "new", str(tmp_path / "ml.key")]) == 0
         packed = ["pack", str(out), "--bundle", str(made / "llava-tokens"), "--key", str(tmp_path / "ml.key")]
         assert run([*packed, "--accept-undecided", "a test", "-o", str(tmp_path / "fix.eep")]) == 0
+
+
+def test_the_default_method_edits_beside_a_language_model_too(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = ["--vlm", str(made / "model"), "--vlm-prompt", PROMPT, "--method", EditRequest.method, "--steps", "12", "--share", "0.5"]
+    assert _edit(made, tmp_path / "fix.delta", *more) in (0, 3)
+    assert json.loads(capsys.readouterr().out.splitlines()[0])["metrics"]["changed_count"] > 0
 
 
 def test_former_shots_may_ask_another_question(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
