@@ -43,6 +43,7 @@ class OrtInputsEngine:
         self._values = {name: self._value(self.weights[name]) for name in self._tensors}
         self._binding: Any = self._bind(self._values)
         self._spare: dict[str, tuple[Array, Any]] = {}  # buffers on the host that no frame reads, and their values
+        self._former: Any = None  # the binding before the last commit: freeing it takes longer than a commit, so not under the lock
         self._staged = 0
 
     def _value(self, array: Array) -> Any:
@@ -86,6 +87,7 @@ class OrtInputsEngine:
         own: dict[str, tuple[Array, Any]] = {}
         self._staged += 1
         ticket = self._staged
+        self._former = None  # beside the frames
         for name, array in new.items():
             row = self._tensors.get(name)
             if row is None or array.shape != row.shape or array.dtype != DTYPES[row.dtype]:
@@ -101,9 +103,10 @@ class OrtInputsEngine:
                 raise RefusedError("staged weights are gone: expected the last staging, got an older one or a second commit")
             self._staged += 1
             former, held = self.weights, self._values
-            self._binding, self._values, self.weights = binding, values, weights
             if self._memory == "host":
+                self._former = self._binding
                 self._spare.update({name: (former[name], held[name]) for name in own})
+            self._binding, self._values, self.weights = binding, values, weights
 
         # A second binding of its own, so that the staged one is never bound by two threads.
         return Staged(commit, partial(self._frame, self._bind(values)))
