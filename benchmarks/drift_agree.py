@@ -14,8 +14,9 @@ from scipy.stats import entropy, ks_2samp
 
 from edgeedit.device.monitor.detector import Detector
 from edgeedit.device.monitor.signals import Expected
-from edgeedit.device.monitor.statistics import Cusum, bin_edges, bin_shares, kernel_scale, ks, mmd, psi
+from edgeedit.device.monitor.statistics import Cusum, bin_edges, bin_shares, ks, psi
 from edgeedit.edit.readers import Reader
+from edgeedit.mmd import kernel_scale, mmd
 
 Array = np.ndarray[Any, Any]
 ALLOWANCE, THRESHOLD = 0.5, 8.0

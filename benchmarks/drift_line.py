@@ -13,8 +13,9 @@ from edgeedit.device.monitor.detector import ALLOWANCE, Calibration, Rate, calib
 from edgeedit.device.monitor.monitor import MONTH_SECONDS
 from edgeedit.device.monitor.projection import IMAGE_SIGNALS, Projection
 from edgeedit.device.monitor.signals import Window
-from edgeedit.device.monitor.statistics import BINS, squared_distances
+from edgeedit.device.monitor.statistics import BINS
 from edgeedit.edit.readers import Reader
+from edgeedit.mmd import squared_distances
 
 Array = np.ndarray[Any, Any]
 FRAMES, LEARN, EVERY, RATE = 32, 512, 10.0, 0.1

@@ -7,7 +7,7 @@ for a shift.  Nothing here needs labels.
 from __future__ import annotations
 
 import statistics as plain
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,9 +17,12 @@ import torch
 from edgeedit.edit.evaluate import BATCH, features
 from edgeedit.encoder.encoder import Encoder
 from edgeedit.errors import InputError
+from edgeedit.mmd import mmd_test
 
 Array = np.ndarray[Any, Any]
 BORDER = 0.05  # gap of the two largest probabilities below which an image is borderline (Where-to-Edit, arXiv 2411.01948)
+
+SHOWN_ROWS = 256  # images of a set on the plane and in the test of its populations; evenly spaced, so that classes keep their shares
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,51 @@ def embedding_shift(before: Array, after: Array) -> tuple[float, float]:
     a, b = before - mean, after - mean
     lengths = np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-12)
     return moved, float(1 - ((a * b).sum(axis=1) / lengths).mean())
+
+
+def feature_movement(before: Mapping[str, Array], after: Mapping[str, Array]) -> dict[str, Any]:
+    """How the features of each set moved, as plain JSON; `before` and `after` hold features (n, width) of the same images by set.
+
+    `explained`: shares of the base's variance on the two axes of the plane, the main directions of all sets' base features together
+    (PCA).  Per set: `n` images, `before` and `after` their places [x, y] in units of the base's spread on the first axis, and
+    the squared MMD of the two populations with its permutation `p` (Gretton et al. 2012): one half of the images, drawn once, by the
+    base, the other half patched, as the test wants samples that know nothing of each other.  Empty where no set has four images or the
+    base's features do not vary."""
+    rows = {name: _shown(before[name]) for name in before if len(before[name]) >= 4}
+    if not rows:
+        return {}
+    mean, axes, shares = _main_plane(np.concatenate(list(rows.values())))
+    if not axes.size:
+        return {}
+    found: dict[str, Any] = {}
+    for name, own in rows.items():
+        moved = _shown(after[name])
+        halves = np.array_split(np.random.default_rng(0).permutation(len(own)), 2)
+        value, p = mmd_test(own[halves[0]], moved[halves[1]])
+        places = ([[round(float(v), 3) for v in row] for row in (side - mean) @ axes] for side in (own, moved))
+        found[name] = {"n": len(own), "mmd": round(value, 6), "p": round(p, 6), **dict(zip(("before", "after"), places, strict=True))}
+    return {"explained": [round(share, 6) for share in shares], "sets": found}
+
+
+def _shown(rows: Array) -> Array:
+    picked: Array = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), SHOWN_ROWS)).round().astype(int))].astype(np.float64)
+    return picked
+
+
+def _main_plane(rows: Array) -> tuple[Array, Array, list[float]]:
+    """(mean, two axes as columns scaled so that the first coordinate has unit spread, shares of the variance); no axes for one point."""
+    mean = rows.mean(axis=0)
+    centred = rows - mean
+    # Rows are few and features may be many (the tokens a language model reads): the Gram matrix is the small one.
+    values, vectors = np.linalg.eigh(centred @ centred.T)
+    values, vectors = np.maximum(values[::-1][:2], 0.0), vectors[:, ::-1][:, :2]
+    total = float((centred * centred).sum())
+    if values[0] <= 1e-12 * max(1.0, total):
+        return mean, np.zeros((rows.shape[1], 0)), []
+    axes = centred.T @ vectors / np.where(values > 1e-12 * values[0], np.sqrt(np.maximum(values, 1e-300)), np.inf)
+    # An axis may point either way: the side of its largest component is the positive one.
+    axes = axes * np.where(axes[np.abs(axes).argmax(axis=0), [0, 1]] < 0, -1.0, 1.0)
+    return mean, axes / np.sqrt(values[0] / len(rows)), [float(value / total) for value in values]
 
 
 def drift(base: Encoder, edited: Encoder, pixels: Array, base_rows: tuple[list[Array], Array] | None = None) -> Drift:

@@ -20,6 +20,7 @@ import torch
 from edgeedit import __version__
 from edgeedit.delta import Delta, TensorDelta
 from edgeedit.digest import digest_file
+from edgeedit.edit.drift import feature_movement
 from edgeedit.edit.evaluate import features, judge, reader_labels, row_cosines
 from edgeedit.edit.gate import decide
 from edgeedit.edit.judging import Deployed
@@ -217,7 +218,7 @@ def edit(
         "locality": {**_locality_info(base, locality, update.tensors), "importance": update.importance},
         "metrics": {**metrics.to_json(), "edit_seconds": None},  # no clock in a Delta: the same edit, the same bytes
         "survival": dict(census.survival),
-        "verdicts": rows,
+        **rows,
         "payload": {"bytes": update.payload, **update.notes},
         "licence_notes": [],
     }
@@ -262,7 +263,7 @@ def _task(
 
 def _evaluate(
     base: Encoder, edited: Encoder, readers: tuple[Reader, Reader], heldout: HeldOut, progress: Progress | None
-) -> tuple[dict[str, SetResult], dict[str, Array], dict[str, Array], list[dict[str, Any]]]:
+) -> tuple[dict[str, SetResult], dict[str, Array], dict[str, Array], dict[str, Any]]:
     sets = [
         ("target", heldout.target, *readers),
         ("control", heldout.control, *readers),
@@ -288,7 +289,7 @@ def _evaluate(
         rows += [{**row, "cosine": c} for row, c in zip(_verdict_rows(name, shots, labels, own, *logits), cosines, strict=True)]
     if progress is not None:
         progress(len(sets), len(sets), "judged")
-    return results, before, after, rows
+    return results, before, after, {"verdicts": rows, "movement": feature_movement(before, after)}
 
 
 def _verdict_rows(name: str, shots: Shots, labels: Array, reader: Reader, before: Array, after: Array) -> list[dict[str, Any]]:

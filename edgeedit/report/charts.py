@@ -111,6 +111,26 @@ def drift_chart(drift: Mapping[str, Any]) -> str:
     return _svg(figure)
 
 
+def plane_chart(movement: Mapping[str, Any]) -> str:
+    """Each set's images on the plane of the base's two main directions, before and after, with a line from the mean of one to the other."""
+    sets = movement["sets"]
+    figure = Figure(figsize=(7.4, 2.9), layout="constrained")
+    axes_of = np.atleast_1d(figure.subplots(1, len(sets), sharex=True, sharey=True))
+    for axes, (name, row) in zip(axes_of, sets.items(), strict=True):
+        places = [np.array(row[when], dtype=np.float64) for when in ("before", "after")]
+        for own, colour, marker in zip(places, (BEFORE, AFTER), ("o", "D"), strict=True):
+            axes.plot(own[:, 0], own[:, 1], marker, color=colour, markersize=2.2, alpha=0.55, markeredgewidth=0)
+        centres = np.array([own.mean(axis=0) for own in places])
+        axes.plot(centres[:, 0], centres[:, 1], color=BAD, linewidth=1.4)
+        axes.plot(*centres[1], "D", color=BAD, markersize=4.5)
+        _bare(axes)
+        axes.grid(axis="y", color=RULE, linewidth=0.6)
+        axes.set_title(name, fontsize=8, color=INK)
+        axes.set_xlabel("first direction", fontsize=8, color=INK)
+    axes_of[0].set_ylabel("second direction", fontsize=8, color=INK)
+    return _svg(figure)
+
+
 def _side_bars(axes: Axes, values: np.ndarray[Any, Any], texts: Sequence[str], title: str) -> None:
     axes.barh(range(len(values)), np.nan_to_num(values), color=AFTER, height=0.62)
     for row, (value, text) in enumerate(zip(values, texts, strict=True)):

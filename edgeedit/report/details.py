@@ -166,6 +166,23 @@ def _drift(sheet: Sheet) -> dict[str, Any] | None:
     return {"chart": charts.drift_chart(sheet.value("drift")), "rows": rows}
 
 
+def _movement(sheet: Sheet) -> dict[str, Any] | None:
+    if not sheet.value("movement"):
+        return None
+    rows = [
+        {
+            "title": TITLES[name],
+            "n": sheet.show(f"movement.sets.{name}.n", "count"),
+            "mmd": sheet.show(f"movement.sets.{name}.mmd", "signed4"),
+            "p": sheet.show(f"movement.sets.{name}.p", "p"),
+        }
+        for name in SETS
+        if name in sheet.value("movement.sets")
+    ]
+    shares = [sheet.show(f"movement.explained.{axis}", "percent") for axis in (0, 1)]
+    return {"chart": charts.plane_chart(sheet.value("movement")), "rows": rows, "shares": shares}
+
+
 def _where(sheet: Sheet) -> dict[str, Any] | None:
     found = sheet.value("where")
     if not found["blocks"]:
@@ -204,6 +221,7 @@ def blocks(sheet: Sheet) -> dict[str, Any]:
         "effect_chart": charts.effect_chart(sheet.report) if found else None,
         "sets": [_set_view(sheet, name) for name in SETS if name in found],
         "drift": _drift(sheet),
+        "movement": _movement(sheet),
         "where": _where(sheet),
         "explanation": explanation_view(sheet),
         "deployed": deployed_rows(sheet),

@@ -159,6 +159,29 @@ def cosine_drift(sets: Mapping[str, Sequence[Verdict]]) -> dict[str, Any] | None
     return found
 
 
+def read_movement(info: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Where the features of each set lay before and after (`edit.drift.feature_movement`), sets in report order; None where a Delta holds
+    none (made by an older edit).  Raises InputError when it is malformed."""
+    value = info.get("movement")
+    if not value:
+        return None
+    try:
+        shares = [float(share) for share in value["explained"]]
+        sets = {name: _movement(value["sets"][name]) for name in SETS if name in value["sets"]}
+        if len(shares) != 2 or not sets:
+            raise ValueError("no plane")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"cannot report: expected how the features of each set moved, got {error!r}", hint=_HINT) from error
+    return {"explained": shares, "sets": sets}
+
+
+def _movement(row: Mapping[str, Any]) -> dict[str, Any]:
+    places = {when: np.array(row[when], dtype=np.float64) for when in ("before", "after")}
+    if any(own.shape != (int(row["n"]), 2) or not np.isfinite(own).all() for own in places.values()):
+        raise ValueError("places that are not those of n images")
+    return {"n": int(row["n"]), "mmd": float(row["mmd"]), "p": float(row["p"]), **{when: own.tolist() for when, own in places.items()}}
+
+
 def worst_groups(rows: Sequence[Verdict]) -> tuple[tuple[GroupRow, ...], int]:
     """The worst groups (largest rise of misjudged images, then largest share misjudged after) and the number of groups."""
     names: dict[str, list[Verdict]] = {}

@@ -154,6 +154,7 @@ def build(delta: Delta, given: Given) -> dict[str, Any]:
         "examples": _examples(verdicts),
         "gauge": {"defective": list(bad), "defective_from": source, "bands": bands_json(given.settings.bands)},
         "drift": facts.cosine_drift({name: of_set(verdicts, name) for name in SETS}),
+        "movement": facts.read_movement(delta.info),
         "where": where(delta, given.cost.get("tensor_bytes")),
         "cost": given.cost,
         "patch_share": patch / encoder if patch is not None and encoder else None,

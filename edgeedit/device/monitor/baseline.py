@@ -25,10 +25,10 @@ from edgeedit.device.monitor.detector import Calibration, Rate, calibrate
 from edgeedit.device.monitor.projection import PROJECTED
 from edgeedit.device.monitor.reservoir import Kept, Reservoir
 from edgeedit.device.monitor.signals import KINDS, Expected, Window, window_signals
-from edgeedit.device.monitor.statistics import mmd_test
 from edgeedit.errors import IntegrityError, MismatchError
 from edgeedit.files import replace_file
 from edgeedit.limits import MAX_BASELINE_BYTES
+from edgeedit.mmd import mmd_test
 
 Array = np.ndarray[Any, Any]
 KEPT = 192  # frames kept of clean days

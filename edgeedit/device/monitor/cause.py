@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from edgeedit.device.monitor.statistics import binomial_tail, mmd_test
+from edgeedit.device.monitor.statistics import binomial_tail
+from edgeedit.mmd import mmd_test
 from edgeedit.patch.manifest import USUAL_FLIPS
 
 Array = np.ndarray[Any, Any]

@@ -16,8 +16,8 @@ import numpy as np
 
 from edgeedit.device.monitor.baseline import Clean
 from edgeedit.device.monitor.cause import LEVEL, Harm
-from edgeedit.device.monitor.statistics import mmd_test
 from edgeedit.errors import EdgeEditError
+from edgeedit.mmd import mmd_test
 
 Array = np.ndarray[Any, Any]
 ROUNDS = 8

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from edgeedit.device.monitor.projection import IMAGE_SIGNALS
-from edgeedit.device.monitor.statistics import bin_edges, bin_shares, kernel_scale, ks, mmd, psi, squared_distances, within
+from edgeedit.device.monitor.statistics import bin_edges, bin_shares, ks, psi
+from edgeedit.mmd import kernel_scale, mmd, squared_distances, within
 
 Array = np.ndarray[Any, Any]
 

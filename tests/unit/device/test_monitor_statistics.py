@@ -11,7 +11,8 @@ from scipy import stats
 from edgeedit.device.monitor.detector import ALLOWANCE, Detector, Rate, calibrate
 from edgeedit.device.monitor.projection import PROJECTED, Projection
 from edgeedit.device.monitor.signals import Expected
-from edgeedit.device.monitor.statistics import Cusum, bin_edges, bin_shares, binomial_tail, ks, mmd, mmd_test, psi
+from edgeedit.device.monitor.statistics import Cusum, bin_edges, bin_shares, binomial_tail, ks, psi
+from edgeedit.mmd import mmd, mmd_test
 
 
 @pytest.fixture

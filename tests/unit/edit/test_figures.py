@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import stats
 from sklearn import metrics as reference
+from sklearn.decomposition import PCA
 
+from edgeedit.edit.drift import SHOWN_ROWS, feature_movement
 from edgeedit.edit.shots import load_shots, open_image, split_by_group
 from edgeedit.edit.statistics import auc, balanced_error, mcnemar, paired_change, t_interval, verdict_shares, wilson
 from edgeedit.errors import InputError
@@ -47,6 +49,53 @@ def test_t_interval_equals_scipy() -> None:
     expected = stats.t.interval(0.95, 3, values.mean(), stats.sem(values))
     assert t_interval(values) == pytest.approx(expected, abs=1e-3)
     assert t_interval(values[:1]) == (None, None)
+
+
+@pytest.mark.parametrize("width", [6, 900])
+def test_the_plane_of_movement_equals_scikit_learn_and_the_populations_are_told_apart(width: int) -> None:
+    rng = np.random.default_rng(width)
+    spread = 4.0 / np.arange(1, width + 1)
+    before = {name: (rng.normal(size=(n, width)) * spread + 3).astype(np.float32) for name, n in (("target", 90), ("control", 120))}
+    after = {"target": before["target"] + 4.0 * np.eye(width, dtype=np.float32)[1], "control": before["control"] + np.float32(1e-3)}
+    found = feature_movement(before, after)
+    rows = np.concatenate(list(before.values()))
+    known = PCA(2).fit(rows.astype(np.float64))
+    assert found["explained"] == pytest.approx(known.explained_variance_ratio_, rel=1e-4)
+    scale = rows.astype(np.float64) @ known.components_[0]
+    for name, n in (("target", 90), ("control", 120)):
+        for when, own in (("before", before), ("after", after)):
+            expected = known.transform(own[name]) / scale.std()
+            got = np.array(found["sets"][name][when])
+            signs = np.sign((got * expected).sum(axis=0))
+            assert got.shape == (n, 2)
+            assert np.abs(got * signs - expected).max() < 2e-3
+    assert found["sets"]["target"]["p"] < 0.01
+    assert found["sets"]["control"]["p"] > 0.05
+    assert found["sets"]["target"]["mmd"] > 5 * abs(found["sets"]["control"]["mmd"])
+    assert found == feature_movement(before, after)
+
+
+def test_an_edit_that_moves_nothing_is_told_apart_as_often_as_chance_would() -> None:
+    """The same images stand on both sides: a test of paired rows as if they were two samples would never call."""
+    rng = np.random.default_rng(3)
+    p = []
+    for _ in range(60):
+        rows = {"control": rng.normal(size=(40, 5)).astype(np.float32)}
+        p.append(feature_movement(rows, rows)["sets"]["control"]["p"])
+    assert stats.kstest(p, "uniform").pvalue > 0.01
+
+
+def test_movement_takes_large_small_and_flat_sets() -> None:
+    rng = np.random.default_rng(0)
+    many = rng.normal(size=(3 * SHOWN_ROWS, 4)).astype(np.float32)
+    found = feature_movement({"target": many, "unrelated": many[:1]}, {"target": many, "unrelated": many[:1]})
+    assert list(found["sets"]) == ["target"]  # one image is no population
+    assert found["sets"]["target"]["n"] == len(found["sets"]["target"]["before"]) == SHOWN_ROWS
+    assert found["sets"]["target"]["before"] == found["sets"]["target"]["after"]
+    flat = {"target": np.ones((5, 4), np.float32)}
+    assert feature_movement(flat, {"target": many[:5]}) == feature_movement({}, {}) == {}
+    line = {"target": np.outer(np.arange(4), np.ones(5)).astype(np.float32)}
+    assert feature_movement(line, line)["explained"] == [pytest.approx(1.0), pytest.approx(0.0)]
 
 
 def test_paired_interval_is_wider_when_images_come_in_groups() -> None:

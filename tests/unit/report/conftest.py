@@ -52,6 +52,13 @@ def make_rows(name: str, n: int, wrong: int, fixed: int, broken: int, picture: C
     return rows
 
 
+def make_movement(rng: np.random.Generator) -> Row:
+    sizes = {"target": (60, 0.0612, 0.004975), "control": (80, -0.0021, 0.6119), "unrelated": (40, -0.0017, 0.81592)}
+    places = {name: {when: rng.normal(size=(n, 2)).round(3).tolist() for when in ("before", "after")} for name, (n, *_) in sizes.items()}
+    sets = {name: {"n": n, "mmd": value, "p": p, **places[name]} for name, (n, value, p) in sizes.items()}
+    return {"explained": [0.3121, 0.1107], "sets": sets}
+
+
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """60 noise images: the largest thumbnails there are."""
@@ -85,7 +92,7 @@ def delta(pictures: Path) -> Delta:
         "method": {"name": "lorsu", "share": 0.1, "heads": 2, "steps": 60, "learning_rate": 0.0005, "bits": 7},
         "seed": 0, "versions": {"edgeedit": "0.1.0", "torch": "2.13.0", "numpy": "2.3.0", "python": "3.11.9"},
         "locality": {"blocks": [{"block": i, "fc1_share": float(rng.random() / 50), "heads": heads[i]} for i in range(12)]},
-        "metrics": metrics, "verdicts": [*control, *target, *unrelated],
+        "metrics": metrics, "verdicts": [*control, *target, *unrelated], "movement": make_movement(rng),
         "survival": {"float32": 1.0, "float16": 0.93, "bfloat16": 0.412}, "licence_notes": ["sample images: made by a random generator"],
     }  # fmt: skip
     part = SparsePart(np.array([1, 5], dtype=np.int64), np.array([3, -2], dtype=np.int16), 0.001)

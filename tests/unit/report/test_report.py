@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import html
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,6 +90,33 @@ def test_figures_are_those_of_the_metrics(delta: Delta) -> None:
         assert text in words, text
     for text in ("412 kB", "412 345 bytes", "88.4 MB", "3.42 ms", "1530 ms", "512", "41.2 %", "0.00012", "3f9ac0d1", "ab" * 32, "2.1e−06"):
         assert text in words, text
+
+
+def test_the_plane_and_the_populations_are_those_of_the_delta(delta: Delta) -> None:
+    words = Page(render_report(delta)).words
+    for text in ("Where the features lie", "31.2 %", "11.1 %", "Target 60 +0.0612 0.005", "Control 80 −0.0021 0.612", "−0.0017 0.816"):
+        assert text in words, text
+    assert "Where the features lie" not in Page(render_report(with_info(delta, movement={}))).words
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda value: value.pop("explained"),
+        lambda value: value.update(explained=[0.5]),
+        lambda value: value.update(sets={}),
+        lambda value: value.update(sets=[1]),
+        lambda value: value["sets"]["target"].update(n=61),
+        lambda value: value["sets"]["target"].pop("p"),
+        lambda value: value["sets"]["control"]["after"][3].pop(),
+        lambda value: value["sets"]["control"]["after"].__setitem__(0, [0.0, float("inf")]),
+    ],
+)
+def test_a_malformed_movement_is_refused(delta: Delta, change: Callable[[dict[str, Any]], Any]) -> None:
+    value = copy.deepcopy(delta.info["movement"])
+    change(value)
+    with pytest.raises(InputError, match="features of each set moved"):
+        render_report(with_info(delta, movement=value))
 
 
 def test_confusion_and_kappa_follow_from_the_verdicts(delta: Delta) -> None:
