@@ -87,9 +87,10 @@ aarch64: $(VENV)/.installed
 # Ten million executions over all fuzz targets (about three quarters of an hour on one core); fuzz-ci runs a hundredth.
 FUZZ_RUNS ?= 10000000
 FUZZ_JSON ?= build/fuzz/report.json
+FUZZ_JOBS ?= 1
 fuzz: $(VENV)/.installed
 	$(call native_build,fuzz,-DCMAKE_CXX_COMPILER=clang++ -DEDGEEDIT_FUZZ=ON)
-	$(BIN)/python tests/fuzz/run.py build/fuzz --runs $(FUZZ_RUNS) --json $(FUZZ_JSON)
+	$(BIN)/python tests/fuzz/run.py build/fuzz --runs $(FUZZ_RUNS) --jobs $(FUZZ_JOBS) --json $(FUZZ_JSON)
 
 fuzz-ci: $(VENV)/.installed
 	$(MAKE) fuzz FUZZ_RUNS=100000 FUZZ_JSON=build/fuzz/report-ci.json

@@ -1,6 +1,6 @@
 """Runs every libFuzzer target and records executions and coverage.
 
-    python tests/fuzz/run.py BUILD_FOLDER --runs 10000000 --json FILE
+    python tests/fuzz/run.py BUILD_FOLDER --runs 10000000 --jobs 2 --json FILE
 
 `--runs` is shared out evenly between the targets.  New inputs go to a scratch corpus in the build folder, never into the committed
 one.  A finding (crash, sanitizer report, leak, timeout) makes the exit status 1 and is named in the JSON.
@@ -15,6 +15,7 @@ import re
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("build", type=Path)
     parser.add_argument("--runs", type=int, required=True)
+    parser.add_argument("--jobs", type=int, default=1, help="targets at a time; what a target does is the same")
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
     each = -(-options.runs // len(TARGETS))
-    rows = [run_target(options.build, target, each) for target in TARGETS]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        rows = list(pool.map(lambda target: run_target(options.build, target, each), TARGETS))
     total = sum(row["executions"] for row in rows)
     findings = sum(bool(row["finding"]) for row in rows)
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False).stdout.strip()
