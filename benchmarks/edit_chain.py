@@ -7,8 +7,9 @@ Each edit gets 2 other shots per class of polycrystalline cells (the reader know
 40 cells per class, drawn from 80 per class that no edit ever sees: sessions share held-out images, so that each has enough
 of them.  Every state is judged on ALL sessions' held-out images and on mono control cells.  Nothing is chosen here: the default's
 settings with fewer steps per edit (6), the same for the rivals at the rates that `edit_quality.py` chose on development images.
-`NAME-former` also trains on the shots of the earlier edits (`edit(former=...)`), which a plant keeps.  --development: on development
-cells only, kept apart under build/; what is chosen for chains is chosen there.
+`NAME-former` is also given the shots of the earlier edits (`edit(former=...)`), which a plant keeps; `-length`, `-train`, `-both` say
+what a localized method does with them.  --development: on development cells only, kept apart under build/; what is chosen for chains
+is chosen there.
 
 Goal: forgetting <= 0.01 for the default.  Forgetting takes the best state of every session, a maximum over noisy figures, so the
 backward transfer with its interval stands beside it.  Losses are listed.  Resumable: every edit leaves a state under build/;
@@ -46,6 +47,7 @@ from edgeedit.edit.methods.lora import Lora
 from edgeedit.edit.methods.lorsu_paper import LorsuPaper
 from edgeedit.edit.readers import Reader, fit_linear
 from edgeedit.edit.run import HeldOut, edit
+from edgeedit.edit.settings import REMEMBER
 from edgeedit.edit.shots import Shots, join_shots, load_pixels, make_shots, subset
 from edgeedit.encoder.encoder import Encoder
 from edgeedit.encoder.load import load_encoder
@@ -225,6 +227,9 @@ def steps_of(of: Scene, until: float) -> dict[str, Step]:
     for name in ("default", "attention", "lora"):
         step = packaged(scaled(methods[name], _rate(name)), of.kept, of.reader, until, remembered=of.sessions)
         found[f"{name}-former"] = step
+    for use in REMEMBER:
+        method = replace(scaled(methods["default"], _rate("default")), remember=use)
+        found[f"default-{use}"] = packaged(method, of.kept, of.reader, until, remembered=of.sessions)
     return found
 
 

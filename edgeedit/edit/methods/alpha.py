@@ -1,6 +1,7 @@
-"""Alpha-interpolation (WiSE-FT, PAINT): the largest part of a change that control images accept.
+"""Alpha-interpolation (WiSE-FT, PAINT): how much of a change is kept, by images that training did not see.
 
-Guarantees: decides on images that training did not see and that never judge; needs no labels (agreement with the base).
+`choose_alpha`: the largest part that unlabelled control images accept (agreement with the base).  `choose_length`: the part that
+is best for the new shots and those of earlier edits together.  Guarantees: neither looks at an image that judges the edit.
 """
 
 from __future__ import annotations
@@ -10,11 +11,15 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from edgeedit.edit.losses import TargetLoss
 from edgeedit.edit.readers import Reader
 from edgeedit.encoder.encoder import Encoder
 from edgeedit.errors import InputError
 
 ALPHAS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
+LENGTHS = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125, 0.0625)
+Labelled = tuple[torch.Tensor, torch.Tensor]
+REMEMBERED = 128  # images of earlier edits that choose at most: each costs a forward pass per length
 
 
 def split_control(control: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -42,3 +47,28 @@ def choose_alpha(
         if flips[f"{alpha:g}"] <= limit:
             return alpha, flips
     return ALPHAS[-1], flips
+
+
+def choose_length(
+    at: Callable[[float], Encoder], loss: TargetLoss, shots: Labelled, former: Labelled, most: float = 1.0
+) -> tuple[float, dict[str, float]]:
+    """(the part of the change, at most `most`, with the least mean loss over new and former shots together; that loss by part).
+
+    A few shots fit exactly, so the whole change overshoots: what it does to the shots of earlier edits, which this training has not
+    seen, tells how far the change holds for more than its own shots.  Pixels float32 (n, 3, s, s) with labels int64 (n,)."""
+    rows = torch.linspace(0, len(former[1]) - 1, min(len(former[1]), REMEMBERED)).round().long()
+    pixels, labels = torch.cat([shots[0], former[0][rows]]), torch.cat([shots[1], former[1][rows]])
+    found: dict[str, float] = {}
+    best, least = LENGTHS[-1], float("inf")
+    for length in (part for part in LENGTHS if part <= most):
+        reached = _mean_loss(at(length), loss, pixels, labels)
+        found[f"{length:g}"] = round(reached, 6)
+        if reached < least:
+            best, least = length, reached
+    return best, found
+
+
+def _mean_loss(encoder: Encoder, loss: TargetLoss, pixels: torch.Tensor, labels: torch.Tensor) -> float:
+    with torch.no_grad():
+        parts = zip(pixels.split(32), labels.split(32), strict=True)
+        return sum(float(loss(encoder(images).float(), own)) * len(own) for images, own in parts) / len(labels)

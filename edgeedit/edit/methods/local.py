@@ -16,7 +16,7 @@ from edgeedit.delta import TensorDelta
 from edgeedit.edit.cost import delta_bytes
 from edgeedit.edit.importance import importance
 from edgeedit.edit.locality import Locality, scored_names, select
-from edgeedit.edit.methods.alpha import choose_alpha, split_control
+from edgeedit.edit.methods.alpha import Labelled, choose_alpha, choose_length, split_control
 from edgeedit.edit.methods.method import Task, Update
 from edgeedit.edit.quantize import low_rank_part, sparse_part
 from edgeedit.edit.scores import accumulate
@@ -45,15 +45,28 @@ class Local(Settings):
         held = importance(task.base, found, locality)
         del found  # as large as the encoder: not needed while training
         kept, chooses = split_control(task.control) if self.interpolate else (task.control, None)
-        data = task.data(kept)
+        trained, judges = self._remembered(task)
+        data = replace(task.data(kept), former=trained)
         selection = train(task.base, locality, data, task.reader, self, task.seed, task.progress, task.loss)
         notes: dict[str, Any] = {}
-        alpha = 1.0
+        alpha, at = 1.0, _at(task, locality, selection, self.bits)
         if chooses is not None:
-            alpha, flips = choose_alpha(task.base, _at(task, locality, selection, self.bits), task.reader, chooses, task.limit)
+            alpha, flips = choose_alpha(task.base, at, task.reader, chooses, task.limit)
             notes = {"alpha": alpha, "control_flips": flips}
+        if judges is not None:
+            alpha, losses = choose_length(at, task.loss, (task.pixels, task.labels), judges, alpha)
+            notes |= {"alpha": alpha, "remembered_loss": losses}
         tensors = round_selection(task.base, locality, selection, self.bits, alpha)
         return Update(delta_bytes(tensors), tensors=tensors, locality=locality, notes=notes, importance=held)
+
+    def _remembered(self, task: Task) -> tuple[Labelled | None, Labelled | None]:
+        """Shots of earlier edits that are trained on, and those that choose the length of the change."""
+        if task.former is None or self.remember == "train":
+            return task.former, None
+        pixels, labels = task.former
+        if self.remember == "length" or len(labels) < 2:
+            return None, task.former
+        return (pixels[::2], labels[::2]), (pixels[1::2], labels[1::2])
 
 
 def scores(task: Task, settings: Settings) -> dict[str, Array]:
