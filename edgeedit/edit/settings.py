@@ -64,7 +64,7 @@ class Settings:
     project: int = 0
     rounding_steps: int = 0
     interpolate: bool = False
-    remember: str = "length"
+    remember: str = "both"
 
     def __post_init__(self) -> None:
         sizes = self.heads >= 0 and 1 <= self.rank <= 1024 and self.steps >= 1 and self.batch >= 1 and self.patterns >= 0
