@@ -334,7 +334,7 @@ def test_shots_of_earlier_edits_choose_how_much_of_a_change_stays(encoder: Encod
     """The same training with and without them; what is kept is the length with the least loss, computed here from the whole change."""
     reader, target = _reader(encoder, sets["base"]), sets["target"]
     swapped = make_shots(target.paths, 1 - target.labels, target.classes, target.groups)
-    method = replace(METHOD, steps=40, share=0.5, heads=4, distill=0.0, kl=0.0, patterns=0, lr=1e-1)
+    method = replace(METHOD, steps=40, share=0.5, heads=4, distill=0.0, kl=0.0, patterns=0, lr=1e-1, remember="length")
     values = parameter_values(encoder, "float32")
     pixels = load_pixels(join_shots([sets["shots"], target]), encoder.preprocess)
 
