@@ -85,27 +85,25 @@ def embedding_shift(before: Array, after: Array) -> tuple[float, float]:
 
 
 def feature_movement(before: Mapping[str, Array], after: Mapping[str, Array]) -> dict[str, Any]:
-    """How the features of each set moved, as plain JSON; `before` and `after` hold features (n, width) of the same images by set.
+    """How the features of each set moved, as plain JSON by set; `before` and `after` hold features (n, width) of the same images by set.
 
-    `explained`: shares of the base's variance on the two axes of the plane, the main directions of all sets' base features together
-    (PCA).  Per set: `n` images, `before` and `after` their places [x, y] in units of the base's spread on the first axis, and
-    the squared MMD of the two populations with its permutation `p` (Gretton et al. 2012): one half of the images, drawn once, by the
-    base, the other half patched, as the test wants samples that know nothing of each other.  Empty where no set has four images or the
-    base's features do not vary."""
-    rows = {name: _shown(before[name]) for name in before if len(before[name]) >= 4}
-    if not rows:
-        return {}
-    mean, axes, shares = _main_plane(np.concatenate(list(rows.values())))
-    if not axes.size:
-        return {}
+    `explained`: shares of the variance of the set's base features on the two axes of its plane, their main directions (PCA; one plane
+    for all sets would be that of the set which lies furthest away).  `n` images, `before` and `after` their places [x, y] in units of
+    the base's spread on the first axis, and the squared MMD of the two populations with its permutation `p` (Gretton et al. 2012): one
+    half of the images, drawn once, by the base, the other half patched, as the test wants samples that know nothing of each other.
+    A set of fewer than four images, or whose base features do not vary, is left out."""
     found: dict[str, Any] = {}
-    for name, own in rows.items():
-        moved = _shown(after[name])
+    for name in before:
+        own, moved = _shown(before[name]), _shown(after[name])
+        mean, axes, shares = _main_plane(own) if len(own) >= 4 else (own, own[:0], [])
+        if not axes.size:
+            continue
         halves = np.array_split(np.random.default_rng(0).permutation(len(own)), 2)
         value, p = mmd_test(own[halves[0]], moved[halves[1]])
         places = ([[round(float(v), 3) for v in row] for row in (side - mean) @ axes] for side in (own, moved))
-        found[name] = {"n": len(own), "mmd": round(value, 6), "p": round(p, 6), **dict(zip(("before", "after"), places, strict=True))}
-    return {"explained": [round(share, 6) for share in shares], "sets": found}
+        figures = {"n": len(own), "explained": [round(share, 6) for share in shares], "mmd": round(value, 6), "p": round(p, 6)}
+        found[name] = {**figures, **dict(zip(("before", "after"), places, strict=True))}
+    return found
 
 
 def _shown(rows: Array) -> Array:

@@ -112,11 +112,10 @@ def drift_chart(drift: Mapping[str, Any]) -> str:
 
 
 def plane_chart(movement: Mapping[str, Any]) -> str:
-    """Each set's images on the plane of the base's two main directions, before and after, with a line from the mean of one to the other."""
-    sets = movement["sets"]
+    """Each set's images on the plane of its two main directions, before and after, with a line from the mean of one to the other."""
     figure = Figure(figsize=(7.4, 2.9), layout="constrained")
-    axes_of = np.atleast_1d(figure.subplots(1, len(sets), sharex=True, sharey=True))
-    for axes, (name, row) in zip(axes_of, sets.items(), strict=True):
+    axes_of = np.atleast_1d(figure.subplots(1, len(movement)))
+    for axes, (name, row) in zip(axes_of, movement.items(), strict=True):
         places = [np.array(row[when], dtype=np.float64) for when in ("before", "after")]
         for own, colour, marker in zip(places, (BEFORE, AFTER), ("o", "D"), strict=True):
             axes.plot(own[:, 0], own[:, 1], marker, color=colour, markersize=2.2, alpha=0.55, markeredgewidth=0)

@@ -172,15 +172,15 @@ def _movement(sheet: Sheet) -> dict[str, Any] | None:
     rows = [
         {
             "title": TITLES[name],
-            "n": sheet.show(f"movement.sets.{name}.n", "count"),
-            "mmd": sheet.show(f"movement.sets.{name}.mmd", "signed4"),
-            "p": sheet.show(f"movement.sets.{name}.p", "p"),
+            "n": sheet.show(f"movement.{name}.n", "count"),
+            "shares": [sheet.show(f"movement.{name}.explained.{axis}", "percent") for axis in (0, 1)],
+            "mmd": sheet.show(f"movement.{name}.mmd", "signed4"),
+            "p": sheet.show(f"movement.{name}.p", "p"),
         }
         for name in SETS
-        if name in sheet.value("movement.sets")
+        if name in sheet.value("movement")
     ]
-    shares = [sheet.show(f"movement.explained.{axis}", "percent") for axis in (0, 1)]
-    return {"chart": charts.plane_chart(sheet.value("movement")), "rows": rows, "shares": shares}
+    return {"chart": charts.plane_chart(sheet.value("movement")), "rows": rows}
 
 
 def _where(sheet: Sheet) -> dict[str, Any] | None:

@@ -166,20 +166,18 @@ def read_movement(info: Mapping[str, Any]) -> dict[str, Any] | None:
     if not value:
         return None
     try:
-        shares = [float(share) for share in value["explained"]]
-        sets = {name: _movement(value["sets"][name]) for name in SETS if name in value["sets"]}
-        if len(shares) != 2 or not sets:
-            raise ValueError("no plane")
+        return {name: _movement(value[name]) for name in SETS if name in value} or None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"cannot report: expected how the features of each set moved, got {error!r}", hint=_HINT) from error
-    return {"explained": shares, "sets": sets}
 
 
 def _movement(row: Mapping[str, Any]) -> dict[str, Any]:
+    shares = [float(share) for share in row["explained"]]
     places = {when: np.array(row[when], dtype=np.float64) for when in ("before", "after")}
-    if any(own.shape != (int(row["n"]), 2) or not np.isfinite(own).all() for own in places.values()):
-        raise ValueError("places that are not those of n images")
-    return {"n": int(row["n"]), "mmd": float(row["mmd"]), "p": float(row["p"]), **{when: own.tolist() for when, own in places.items()}}
+    if len(shares) != 2 or any(own.shape != (int(row["n"]), 2) or not np.isfinite(own).all() for own in places.values()):
+        raise ValueError("places that are not those of n images on a plane")
+    figures = {"n": int(row["n"]), "explained": shares, "mmd": float(row["mmd"]), "p": float(row["p"])}
+    return {**figures, **{when: own.tolist() for when, own in places.items()}}
 
 
 def worst_groups(rows: Sequence[Verdict]) -> tuple[tuple[GroupRow, ...], int]:

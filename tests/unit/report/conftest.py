@@ -55,8 +55,7 @@ def make_rows(name: str, n: int, wrong: int, fixed: int, broken: int, picture: C
 def make_movement(rng: np.random.Generator) -> Row:
     sizes = {"target": (60, 0.0612, 0.004975), "control": (80, -0.0021, 0.6119), "unrelated": (40, -0.0017, 0.81592)}
     places = {name: {when: rng.normal(size=(n, 2)).round(3).tolist() for when in ("before", "after")} for name, (n, *_) in sizes.items()}
-    sets = {name: {"n": n, "mmd": value, "p": p, **places[name]} for name, (n, value, p) in sizes.items()}
-    return {"explained": [0.3121, 0.1107], "sets": sets}
+    return {name: {"n": n, "explained": [0.3121, 0.1107], "mmd": v, "p": p, **places[name]} for name, (n, v, p) in sizes.items()}
 
 
 @pytest.fixture(scope="session")
