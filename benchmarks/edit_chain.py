@@ -7,8 +7,8 @@ Each edit gets 2 other shots per class of polycrystalline cells (the reader know
 40 cells per class, drawn from 80 per class that no edit ever sees: sessions share held-out images, so that each has enough
 of them.  Every state is judged on ALL sessions' held-out images and on mono control cells.  Nothing is chosen here: the default's
 settings with fewer steps per edit (6), the same for the rivals at the rates that `edit_quality.py` chose on development images.
-`NAME-former` is also given the shots of the earlier edits (`edit(former=...)`), which a plant keeps; `-length`, `-train`, `-both` say
-what a localized method does with them.  --development: on development cells only, kept apart under build/; what is chosen for chains
+`NAME-former` is also given the shots of the earlier edits (`edit(former=...)`), which a plant keeps; `default-alpha` and
+`default-train` put them to one use only.  --development: on development cells only, kept apart under build/; what is chosen for chains
 is chosen there.
 
 Goal: forgetting <= 0.01 for the default.  Forgetting takes the best state of every session, a maximum over noisy figures, so the
@@ -47,7 +47,7 @@ from edgeedit.edit.methods.lora import Lora
 from edgeedit.edit.methods.lorsu_paper import LorsuPaper
 from edgeedit.edit.readers import Reader, fit_linear
 from edgeedit.edit.run import HeldOut, edit
-from edgeedit.edit.settings import REMEMBER
+from edgeedit.edit.settings import FORMER_USES
 from edgeedit.edit.shots import Shots, join_shots, load_pixels, make_shots, subset
 from edgeedit.encoder.encoder import Encoder
 from edgeedit.encoder.load import load_encoder
@@ -64,6 +64,7 @@ STEPS, SHOTS = 6, 2  # steps per edit; shots per class and session
 HELD, POOL, CONTROL = 40, 80, 96  # held-out images per class: of a session, of all sessions together; of the control set in all
 MAX_DRIFT, MAX_CHAIN = 1.0, 16
 OURS = ("default", "default-former")
+BRIEF = ("method", "edits", "done", "summary", "bwt_interval", "mean_error", "control", "shares", "shift", "seconds")
 Step = Callable[[Encoder, Session, int], Delta | Encoder]
 
 
@@ -228,8 +229,8 @@ def steps_of(of: Scene, until: float) -> dict[str, Step]:
     for name in ("default", "attention", "lora"):
         step = packaged(scaled(methods[name], _rate(name)), of.kept, of.reader, until, remembered=of.sessions)
         found[f"{name}-former"] = step
-    for use in REMEMBER:
-        method = replace(scaled(methods["default"], _rate("default")), remember=use)
+    for use in FORMER_USES[:2]:  # `default-former` is the third
+        method = replace(scaled(methods["default"], _rate("default")), former_use=use)
         found[f"default-{use}"] = packaged(method, of.kept, of.reader, until, remembered=of.sessions)
     return found
 
@@ -341,7 +342,8 @@ def _tell(found: list[dict[str, Any]], about: dict[str, str], options: argparse.
     words = {True: "met", False: "NOT met", None: "not measured"}
     print("\n".join(f"- {words[g['met']]}: {g['name']}; goal {g['goal']}; value {g['value']}" for g in listed))
     if options.json:
-        options.json.write_text(json.dumps({**about, "rows": found, "goals": listed}, indent=1) + "\n")
+        brief = [{k: row[k] for k in BRIEF} for row in found]  # a chain's own file holds the rest
+        options.json.write_text(json.dumps({**about, "rows": brief, "goals": listed}, indent=1) + "\n")
     if options.plot:
         plot(found, options.plot)
 

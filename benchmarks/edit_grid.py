@@ -29,7 +29,7 @@ from typing import Any
 
 import quality_cells as cells
 import torch
-from edit_chain import class_sessions, figures, goals, plot, run_steps, scene
+from edit_chain import BRIEF, class_sessions, figures, goals, plot, run_steps, scene
 from edit_choice import CANDIDATES, CELLS, report, winner_of
 from edit_quality import DEVELOPMENT_SEED, METHODS, RELATIVE, choose
 from grid_pool import Job, Pool
@@ -51,7 +51,6 @@ EVERY = (*METHODS, *EXTRA)
 CHAINS = ("default", "lora", "fc1-10", "full", "lorsu-paper", "lorsu", "attention")
 EDITS = 50
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 14}
-BRIEF = ("method", "edits", "done", "summary", "bwt_interval", "mean_error", "control", "shares", "shift", "seconds")
 QUICK: dict[str, Any] = {"steps": 2, "batch": 4, "rounding_steps": 0}
 
 

@@ -16,7 +16,7 @@ UNITS = ("entries", "neurons")
 OPTIMISERS = ("adam", "adamw", "sgd")
 AMP = ("bfloat16", "float16", "off")
 COMPILERS = ("off", "inductor", "aot_eager")
-REMEMBER = ("length", "train", "both")
+FORMER_USES = ("alpha", "train", "both")
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Settings:
     directions (a quarter of the width at most) of the control images' activations from what the change reads; `patterns` synthetic
     images a step are only distilled; `augment` flips and transposes shots (wrong where orientation carries the label, as in reading
     text); the last `rounding_steps` steps compute with the integer form; `interpolate` scales the change by the largest alpha that
-    a part of the control images, kept out of training, accepts; `remember` is what shots of earlier edits are for, where there are any:
-    they choose the `length` of the change (see `alpha.choose_length`), or are trained on (`train`), or every second one each (`both`);
-    a method that is not localized trains on them; `compiler` is the backend of `torch.compile` for the passes of
+    a part of the control images, kept out of training, accepts; `former_use` is what former shots are for, where there are any: they
+    choose `alpha` (see `alpha.best_alpha`), or are trained on (`train`), or every second one of a class each (`both`); a method that is
+    not localized trains on them; `compiler` is the backend of `torch.compile` for the passes of
     training (inductor needs a C++ compiler; on a CPU it does not pay).
     Form: `bits` (step = rms of the non-zero change x 2^(2-bits))."""
 
@@ -64,7 +64,7 @@ class Settings:
     project: int = 0
     rounding_steps: int = 0
     interpolate: bool = False
-    remember: str = "both"
+    former_use: str = "both"
 
     def __post_init__(self) -> None:
         sizes = self.heads >= 0 and 1 <= self.rank <= 1024 and self.steps >= 1 and self.batch >= 1 and self.patterns >= 0
@@ -84,7 +84,7 @@ class Settings:
             ("optimiser", OPTIMISERS),
             ("amp", AMP),
             ("compiler", COMPILERS),
-            ("remember", REMEMBER),
+            ("former_use", FORMER_USES),
         ):
             if getattr(self, name) not in allowed:
                 raise InputError(f"method setting {name} is unknown: expected one of {', '.join(allowed)}, got {getattr(self, name)}")

@@ -166,7 +166,8 @@ def read_movement(info: Mapping[str, Any]) -> dict[str, Any] | None:
     if not value:
         return None
     try:
-        return {name: _movement(value[name]) for name in SETS if name in value} or None
+        known = dict(value)
+        return {name: _movement(known[name]) for name in SETS if name in known} or None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"cannot report: expected how the features of each set moved, got {error!r}", hint=_HINT) from error
 

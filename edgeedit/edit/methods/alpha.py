@@ -1,11 +1,12 @@
 """Alpha-interpolation (WiSE-FT, PAINT): how much of a change is kept, by images that training did not see.
 
-`choose_alpha`: the largest part that unlabelled control images accept (agreement with the base).  `choose_length`: the part that
-is best for the new shots and those of earlier edits together.  Guarantees: neither looks at an image that judges the edit.
+`choose_alpha`: the largest part that unlabelled control images accept (agreement with the base).  `best_alpha`: the part that is
+best for new and former shots together.  Guarantees: neither looks at an image that judges the edit.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -17,9 +18,9 @@ from edgeedit.encoder.encoder import Encoder
 from edgeedit.errors import InputError
 
 ALPHAS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
-LENGTHS = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125, 0.0625)
+FORMER_ALPHAS = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125, 0.0625)
 Labelled = tuple[torch.Tensor, torch.Tensor]
-REMEMBERED = 128  # images of earlier edits that choose at most: each costs a forward pass per length
+FORMER_MOST = 128  # former shots that choose at most: each costs a forward pass per alpha
 
 
 def split_control(control: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -49,23 +50,20 @@ def choose_alpha(
     return ALPHAS[-1], flips
 
 
-def choose_length(
+def best_alpha(
     at: Callable[[float], Encoder], loss: TargetLoss, shots: Labelled, former: Labelled, most: float = 1.0
 ) -> tuple[float, dict[str, float]]:
-    """(the part of the change, at most `most`, with the least mean loss over new and former shots together; that loss by part).
+    """(alpha, at most `most`, with the least mean loss over new and former shots together; that loss by alpha).
 
-    A few shots fit exactly, so the whole change overshoots: what it does to the shots of earlier edits, which this training has not
-    seen, tells how far the change holds for more than its own shots.  Pixels float32 (n, 3, s, s) with labels int64 (n,)."""
-    rows = torch.linspace(0, len(former[1]) - 1, min(len(former[1]), REMEMBERED)).round().long()
+    A few shots fit exactly, so the whole change overshoots: what it does to former shots, which this training has not seen, tells how
+    far it holds for more than its own.  Pixels float32 (n, 3, s, s) with labels int64 (n,)."""
+    rows = torch.linspace(0, len(former[1]) - 1, min(len(former[1]), FORMER_MOST)).round().long()
     pixels, labels = torch.cat([shots[0], former[0][rows]]), torch.cat([shots[1], former[1][rows]])
-    found: dict[str, float] = {}
-    best, least = LENGTHS[-1], float("inf")
-    for length in (part for part in LENGTHS if part <= most):
-        reached = _mean_loss(at(length), loss, pixels, labels)
-        found[f"{length:g}"] = round(reached, 6)
-        if reached < least:
-            best, least = length, reached
-    return best, found
+    found = {alpha: _mean_loss(at(alpha), loss, pixels, labels) for alpha in FORMER_ALPHAS if alpha <= most}
+    finite = [alpha for alpha, reached in found.items() if math.isfinite(reached)]
+    return min(finite or FORMER_ALPHAS[-1:], key=lambda alpha: found[alpha]), {
+        f"{alpha:g}": round(reached, 6) for alpha, reached in found.items()
+    }
 
 
 def _mean_loss(encoder: Encoder, loss: TargetLoss, pixels: torch.Tensor, labels: torch.Tensor) -> float:

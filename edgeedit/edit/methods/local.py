@@ -16,7 +16,7 @@ from edgeedit.delta import TensorDelta
 from edgeedit.edit.cost import delta_bytes
 from edgeedit.edit.importance import importance
 from edgeedit.edit.locality import Locality, scored_names, select
-from edgeedit.edit.methods.alpha import Labelled, choose_alpha, choose_length, split_control
+from edgeedit.edit.methods.alpha import Labelled, best_alpha, choose_alpha, split_control
 from edgeedit.edit.methods.method import Task, Update
 from edgeedit.edit.quantize import low_rank_part, sparse_part
 from edgeedit.edit.scores import accumulate
@@ -45,7 +45,7 @@ class Local(Settings):
         held = importance(task.base, found, locality)
         del found  # as large as the encoder: not needed while training
         kept, chooses = split_control(task.control) if self.interpolate else (task.control, None)
-        trained, judges = self._remembered(task)
+        trained, judges = self._split_former(task)
         data = replace(task.data(kept), former=trained)
         selection = train(task.base, locality, data, task.reader, self, task.seed, task.progress, task.loss)
         notes: dict[str, Any] = {}
@@ -54,19 +54,23 @@ class Local(Settings):
             alpha, flips = choose_alpha(task.base, at, task.reader, chooses, task.limit)
             notes = {"alpha": alpha, "control_flips": flips}
         if judges is not None:
-            alpha, losses = choose_length(at, task.loss, (task.pixels, task.labels), judges, alpha)
-            notes |= {"alpha": alpha, "remembered_loss": losses}
+            alpha, losses = best_alpha(at, task.loss, (task.pixels, task.labels), judges, alpha)
+            notes |= {"alpha": alpha, "former_loss": losses}
         tensors = round_selection(task.base, locality, selection, self.bits, alpha)
         return Update(delta_bytes(tensors), tensors=tensors, locality=locality, notes=notes, importance=held)
 
-    def _remembered(self, task: Task) -> tuple[Labelled | None, Labelled | None]:
-        """Shots of earlier edits that are trained on, and those that choose the length of the change."""
-        if task.former is None or self.remember == "train":
+    def _split_former(self, task: Task) -> tuple[Labelled | None, Labelled | None]:
+        """Former shots that are trained on, and those that choose alpha."""
+        if task.former is None or self.former_use == "train":
             return task.former, None
         pixels, labels = task.former
-        if self.remember == "length" or len(labels) < 2:
+        # Class by class: in a set whose classes alternate, every second image would be of one class.
+        trains = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
+        for label in labels.unique():
+            trains[torch.nonzero(labels == label)[::2, 0]] = True
+        if self.former_use == "alpha" or trains.all():
             return None, task.former
-        return (pixels[::2], labels[::2]), (pixels[1::2], labels[1::2])
+        return (pixels[trains], labels[trains]), (pixels[~trains], labels[~trains])
 
 
 def scores(task: Task, settings: Settings) -> dict[str, Array]:

@@ -101,12 +101,16 @@ def test_inputs_engine_keeps_two_sets_of_buffers_and_takes_only_the_last_staging
     with pytest.raises(RefusedError, match="staged weights are gone"):
         older()
     assert engine.run(pixels).tobytes() == before.tobytes()
+    held = engine._binding
     newer()
+    assert engine._former is held, "freed under the frame lock"
     with pytest.raises(RefusedError, match="second commit"):
         newer()
     fresh = OrtInputsEngine(as_inputs(world.bundle), {**world.bundle.weights(), **changed(world.bundle, 0.3)}, threads=1)
     assert engine.run(pixels).tobytes() == fresh.run(pixels).tobytes()
-    engine.swap(old)
+    back = engine.stage(old)
+    assert engine._former is None
+    back()
     assert engine.weights["first"].ctypes.data == first, "memory was taken anew"
     assert engine.run(pixels).tobytes() == before.tobytes()
 

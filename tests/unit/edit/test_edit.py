@@ -14,7 +14,7 @@ from edgeedit.edit.evaluate import features
 from edgeedit.edit.gate import decide
 from edgeedit.edit.locality import Locality, choose, mean_gradients, top_entries
 from edgeedit.edit.lorsu import Lorsu
-from edgeedit.edit.methods.alpha import LENGTHS
+from edgeedit.edit.methods.alpha import FORMER_ALPHAS
 from edgeedit.edit.quantize import low_rank_part, sparse_part, to_bfloat16
 from edgeedit.edit.readers import Reader, fit_linear, fit_prototypes, load_reader, save_reader
 from edgeedit.edit.run import EditResult, HeldOut, _census, edit
@@ -309,7 +309,7 @@ def test_reader_files_that_do_not_fit_are_input_errors(encoder: Encoder, sets: d
 def test_shots_of_earlier_edits_teach_what_their_labels_say(encoder: Encoder, sets: dict[str, Shots]) -> None:
     reader, target = _reader(encoder, sets["base"]), sets["target"]
     swapped = make_shots(target.paths, 1 - target.labels, target.classes, target.groups)
-    method = replace(METHOD, steps=40, share=0.5, heads=4, distill=0.0, kl=0.0, patterns=0, lr=1e-2, remember="train")
+    method = replace(METHOD, steps=40, share=0.5, heads=4, distill=0.0, kl=0.0, patterns=0, lr=1e-2, former_use="train")
     losses = []
     for former in (target, None, swapped):
         held = HeldOut(sets["base"])
@@ -334,7 +334,7 @@ def test_shots_of_earlier_edits_choose_how_much_of_a_change_stays(encoder: Encod
     """The same training with and without them; what is kept is the length with the least loss, computed here from the whole change."""
     reader, target = _reader(encoder, sets["base"]), sets["target"]
     swapped = make_shots(target.paths, 1 - target.labels, target.classes, target.groups)
-    method = replace(METHOD, steps=40, share=0.5, heads=4, distill=0.0, kl=0.0, patterns=0, lr=1e-1, remember="length")
+    method = replace(METHOD, steps=40, share=0.5, heads=4, distill=0.0, kl=0.0, patterns=0, lr=1e-1, former_use="alpha")
     values = parameter_values(encoder, "float32")
     pixels = load_pixels(join_shots([sets["shots"], target]), encoder.preprocess)
 
@@ -349,14 +349,14 @@ def test_shots_of_earlier_edits_choose_how_much_of_a_change_stays(encoder: Encod
     for former in (target, swapped):
         labels = torch.from_numpy(np.concatenate([sets["shots"].labels, former.labels]))
         losses = {}
-        for length in LENGTHS:
-            own = {t.name: values[t.name] + np.float32(length) * (apply_delta(values[t.name], t) - values[t.name]) for t in whole}
+        for alpha in FORMER_ALPHAS:
+            own = {t.name: values[t.name] + np.float32(alpha) * (apply_delta(values[t.name], t) - values[t.name]) for t in whole}
             rows = features(with_values(encoder, {**values, **own}), pixels)
-            losses[length] = float(torch.nn.functional.cross_entropy(reader.logits(torch.from_numpy(rows)), labels))
+            losses[alpha] = float(torch.nn.functional.cross_entropy(reader.logits(torch.from_numpy(rows)), labels))
         result = made(former)
         notes = result.info["payload"]
-        assert notes["remembered_loss"] == pytest.approx({f"{length:g}": loss for length, loss in losses.items()}, rel=0.05)
-        assert notes["alpha"] == float(min(notes["remembered_loss"], key=notes["remembered_loss"].__getitem__))
+        assert notes["former_loss"] == pytest.approx({f"{alpha:g}": loss for alpha, loss in losses.items()}, rel=0.05)
+        assert notes["alpha"] == float(min(notes["former_loss"], key=notes["former_loss"].__getitem__))
         kept.append(notes["alpha"])
         for ours, theirs in zip(result.delta.tensors, whole, strict=True):
             moved = [np.linalg.norm(apply_delta(values[t.name], t) - values[t.name]) for t in (ours, theirs)]
@@ -365,23 +365,34 @@ def test_shots_of_earlier_edits_choose_how_much_of_a_change_stays(encoder: Encod
     assert "alpha" not in made(None).info["payload"]
 
 
-@pytest.mark.parametrize("remember", ["train", "both"])
-def test_every_second_shot_of_earlier_edits_trains_where_both_is_asked(encoder: Encoder, sets: dict[str, Shots], remember: str) -> None:
-    reader, former = _reader(encoder, sets["base"]), sets["target"]
-    seen: list[int] = []
+@pytest.mark.parametrize("use", ["train", "both"])
+def test_half_of_each_class_of_former_shots_trains_where_both_is_asked(encoder: Encoder, sets: dict[str, Shots], use: str) -> None:
+    """The classes of the former shots alternate here, so every second image would be of one class."""
+    reader, target = _reader(encoder, sets["base"]), sets["target"]
+    order = [i for pair in zip(*(np.flatnonzero(target.labels == c) for c in (0, 1)), strict=False) for i in pair]
+    former = make_shots([target.paths[i] for i in order], target.labels[order], target.classes, [target.groups[i] for i in order])
+    pixels = load_pixels(former, encoder.preprocess)
+    trained: list[torch.Tensor] = []
+    chosen: list[int] = []
 
     def loss(rows: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         if rows.requires_grad:
-            seen.append(len(labels))
+            trained.append(labels)
+        else:
+            chosen.append(len(labels))
         return torch.nn.functional.cross_entropy(reader.logits(rows), labels)
 
-    method = replace(METHOD, steps=3, batch=4, remember=remember)
+    method = replace(METHOD, steps=8, batch=4, former_use=use)
     result = edit(
         encoder, sets["shots"], sets["control"], reader, method=method, precision="float32", heldout=HeldOut(sets["base"]), seed=0,
         limit=1, former=former, loss=loss,
     )  # fmt: skip
-    assert seen[-6:] == [4] * 6  # new and former shots of each of the three steps
-    assert ("alpha" in result.info["payload"]) == (remember == "both")
+    again = torch.cat(trained[-16:][1::2])  # of each step first the new shots, then former ones
+    assert len(again) == 32
+    assert set(again.tolist()) == {0, 1}
+    judges = sum(chosen) // len(FORMER_ALPHAS) - len(sets["shots"].labels)
+    assert judges == (len(pixels) // 2 if use == "both" else -len(sets["shots"].labels))
+    assert ("alpha" in result.info["payload"]) == (use == "both")
 
 
 def test_joined_sets_keep_every_image_its_class_by_name(sets: dict[str, Shots]) -> None:

@@ -115,6 +115,8 @@ def test_a_malformed_movement_is_refused(delta: Delta, change: Callable[[dict[st
     value = copy.deepcopy(delta.info["movement"])
     change(value)
     with pytest.raises(InputError, match="features of each set moved"):
+        render_report(with_info(delta, movement=[1]))
+    with pytest.raises(InputError, match="features of each set moved"):
         render_report(with_info(delta, movement=value))
 
 
