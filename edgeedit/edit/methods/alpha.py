@@ -61,9 +61,8 @@ def best_alpha(
     pixels, labels = torch.cat([shots[0], former[0][rows]]), torch.cat([shots[1], former[1][rows]])
     found = {alpha: _mean_loss(at(alpha), loss, pixels, labels) for alpha in FORMER_ALPHAS if alpha <= most}
     finite = [alpha for alpha, reached in found.items() if math.isfinite(reached)]
-    return min(finite or FORMER_ALPHAS[-1:], key=lambda alpha: found[alpha]), {
-        f"{alpha:g}": round(reached, 6) for alpha, reached in found.items()
-    }
+    best = min(finite or FORMER_ALPHAS[-1:], key=lambda alpha: found[alpha])
+    return best, {f"{alpha:g}": round(reached, 6) for alpha, reached in found.items()}
 
 
 def _mean_loss(encoder: Encoder, loss: TargetLoss, pixels: torch.Tensor, labels: torch.Tensor) -> float:
