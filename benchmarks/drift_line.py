@@ -9,7 +9,7 @@ import numpy as np
 from drift_frames import Pool
 
 from edgeedit.device.monitor.baseline import KEPT, Baseline, Clean, learn
-from edgeedit.device.monitor.detector import ALLOWANCE, Calibration, Rate, calibrate
+from edgeedit.device.monitor.detector import Calibration, Rate, calibrate
 from edgeedit.device.monitor.monitor import MONTH_SECONDS
 from edgeedit.device.monitor.projection import IMAGE_SIGNALS, Projection
 from edgeedit.device.monitor.signals import Window
@@ -140,7 +140,7 @@ class _Judge:
 def calls(calibration: Calibration, signals: Sequence[Mapping[str, float]]) -> tuple[str, bool]:
     """(signal of the first alarm or "", whether anything was called) of a Detector in these windows (`agree` compares)."""
     values = np.array([[window[name] for name in calibration.names] for window in signals])
-    walk = np.cumsum(calibration.charts(values) - ALLOWANCE, axis=0)
+    walk = np.cumsum(calibration.charts(values) - calibration.allowances, axis=0)
     # A sum that is never below zero is the walk above its own least value so far.
     sums = walk - np.minimum(np.minimum.accumulate(walk, axis=0), 0.0)
     over = sums > calibration.alarm
@@ -148,4 +148,4 @@ def calls(calibration: Calibration, signals: Sequence[Mapping[str, float]]) -> t
     if not over.any():
         return "", warned
     chart = int(np.argmax(over[np.argmax(over.any(axis=1))]))
-    return (*calibration.names, *calibration.falls)[chart], warned
+    return calibration.sides[chart][0], warned

@@ -33,7 +33,7 @@ from edgeedit.mmd import mmd_test
 Array = np.ndarray[Any, Any]
 KEPT = 192  # frames kept of clean days
 _KEPT_BYTES = 16 << 20  # of their packed pictures
-_VERSION = 1
+_VERSION = 2  # 1 had a chart of each signal and side
 FAR = 0.25  # population stability index from which a shift is usually acted on; it only words a warning here
 _CHARTS = ("most", "warn", "alarm")
 
@@ -171,7 +171,7 @@ def load_baseline(path: Path, about: Mapping[str, Any]) -> tuple[Baseline, list[
 
 def _check(of: Calibration, clean: Clean, pictures: int, whole: bool) -> None:
     """Raise ValueError unless the shapes fit each other and the numbers are finite."""
-    charts, signals, rows = len(of.names) + len(of.falls), len(of.names), len(clean.rows)
+    charts, signals, rows = len(of.sides), len(of.names), len(clean.rows)
     shapes = [(of.mean, signals), (of.spread, signals), (of.most, charts), (of.warn, charts), (of.alarm, charts)]
     if any(a.shape != (size,) or a.dtype != np.float64 or not np.isfinite(a).all() for a, size in shapes):
         raise ValueError("numbers of the calibration")

@@ -1,11 +1,12 @@
 """The detector: thresholds from clean days for a stated rate of false alarms, and the charts that use them.
 
-Every signal of a window is standardised by its clean days and goes into a CUSUM (two where a fall is an alarm too).  The thresholds
+Every signal of a window is standardised by its clean days and goes into two CUSUMs (four where a fall is an alarm too): one sees a large
+shift soon, the other a small one late, which frames that come in runs hide in single windows.  The thresholds
 come from a bootstrap of the clean windows: months are drawn from them, together for all signals, and each drawn camera also
 draws the clean days that it would have estimated from, so the error of the estimate is paid for.  They are drawn twice, as if windows
 did not depend on each other and as they followed each other (`resample.py`), and the higher threshold holds: frames that come in runs
 make sums far longer than their shuffled windows do.  A value beyond the furthest clean one counts as that one: clean days say nothing
-about their own tail.  The greatest sum of a month follows a Gumbel law; all charts get the same share of the stated rate.
+about their own tail.  The greatest sum of a month follows a Gumbel law; all charts get the same share of SPENT of the stated rate.
 Guarantees: no threshold is a constant of this code; the same windows and seed give the same thresholds; numpy only.
 """
 
@@ -23,7 +24,9 @@ from edgeedit.device.monitor.statistics import Cusum
 from edgeedit.errors import InputError
 
 Array = np.ndarray[Any, Any]
-ALLOWANCE = 1.0  # half the smallest shift to be seen, in standard deviations of a clean window (the usual choice for a CUSUM)
+ALLOWANCES = (1.0, 0.25)  # half the shift that a chart is best at, in standard deviations of a clean window; descending
+LARGEST = 2 * ALLOWANCES[0]  # spreads that every chart can take in at least
+SPENT = 0.5  # of the stated rate: a law learnt from a few hundred windows is itself wrong by a little, mostly to the low side
 BLOCK = 8  # consecutive windows whose mean shows slow swings of clean days, for which the spread is widened
 STILL = 8  # windows at their cap that a chart needs whose clean days stayed so near their mean that no sum of them tells a law
 CAMERAS = 400  # drawn cameras behind the thresholds
@@ -58,8 +61,18 @@ class Calibration:
         """Signals (..., signals) as standardised charts (..., charts)."""
         scaled = (values - self.mean) / self.spread
         down = [self.names.index(name) for name in self.falls]
-        charts: Array = np.minimum(np.concatenate([scaled, -scaled[..., down]], axis=-1), self.most)
+        charts: Array = np.minimum(np.concatenate([scaled, -scaled[..., down]] * len(ALLOWANCES), axis=-1), self.most)
         return charts
+
+    @property
+    def sides(self) -> tuple[tuple[str, bool], ...]:
+        """(signal, whether a fall) of each chart."""
+        return (*((name, False) for name in self.names), *((name, True) for name in self.falls)) * len(ALLOWANCES)
+
+    @property
+    def allowances(self) -> Array:
+        """Allowance of each chart."""
+        return np.repeat(ALLOWANCES, len(self.names) + len(self.falls))
 
 
 def calibrate(windows: Sequence[Mapping[str, float]], rate: Rate, *, frames: int, seed: int = 0) -> Calibration:
@@ -77,13 +90,13 @@ def calibrate(windows: Sequence[Mapping[str, float]], rate: Rate, *, frames: int
     plain = Calibration(names, falls, mean, spread, np.array(np.inf), np.zeros(0), np.zeros(0))
     # Twice the allowance at least: a signal that stood still on clean days must be able to call too.
     furthest = plain.charts(values).max(axis=0)
-    most = np.maximum(furthest, 2 * ALLOWANCE)
+    most = np.maximum(furthest, LARGEST)
     length = min(rate.month, DRAWN)
     drawn = [_drawn_peaks(plain, values, (floors, slow), draw, length, seed) for draw in (Alone(len(values)), Following(values))]
-    least = np.where(furthest < 2 * ALLOWANCE, STILL * (most - ALLOWANCE), 0.0)
+    least = np.where(furthest < LARGEST, STILL * (most - plain.allowances), 0.0)
     warn, alarm = (
         np.maximum(least, np.maximum(*(_thresholds(peaks, rate.month, chance) for peaks in drawn)))
-        for chance in (rate.warnings, rate.alarms)
+        for chance in (rate.warnings, SPENT * rate.alarms)
     )
     return Calibration(names, falls, mean, spread, most, warn, alarm)
 
@@ -118,13 +131,13 @@ def _drawn_peaks(plain: Calibration, values: Array, least: tuple[Array, Array], 
     down = [plain.names.index(name) for name in plain.falls]
     # What each drawn camera would have taken for its furthest clean value.
     ends = (drawn - means[:, None]) / spreads[:, None]
-    most = np.maximum(np.concatenate([ends.max(axis=1), -ends[..., down].min(axis=1)], axis=1), 2 * ALLOWANCE)
-    sums = Cusum((len(plain.names) + len(down)) * CAMERAS, ALLOWANCE)
-    peaks = np.zeros((CAMERAS, len(plain.names) + len(down)))
+    most = np.maximum(np.concatenate([ends.max(axis=1), -ends[..., down].min(axis=1)] * len(ALLOWANCES), axis=1), LARGEST)
+    sums = Cusum(most.size, np.tile(plain.allowances, CAMERAS))
+    peaks = np.zeros(most.shape)
     for _ in range(length):
         place = draw.after(place, rng)
         scaled = (values[place] - means) / spreads
-        charts = np.minimum(np.concatenate([scaled, -scaled[:, down]], axis=1), most)
+        charts = np.minimum(np.concatenate([scaled, -scaled[:, down]] * len(ALLOWANCES), axis=1), most)
         np.maximum(peaks, sums.step(charts.ravel()).reshape(peaks.shape), out=peaks)
     return peaks
 
@@ -159,21 +172,21 @@ class Call:
 
 
 class Detector:
-    """Charts of one calibration.  A chart calls once until its sum is back at zero."""
+    """Charts of one calibration.  A chart calls once until its sum is back at zero, and not what the chart of a larger allowance says."""
 
     def __init__(self, calibration: Calibration, former: Detector | None = None) -> None:
         """`former` is the detector of another generation of the same camera: charts that no patch can change go on from there."""
         self.calibration = calibration
-        self._cusum = Cusum(len(calibration.alarm), ALLOWANCE)
+        self._cusum = Cusum(len(calibration.alarm), calibration.allowances)
         self._called: Array = np.zeros(len(calibration.alarm), dtype=np.int64)  # 1 warned, 2 alarmed
         if former is not None:
-            stays = np.array([not KINDS[name].of_patch for name in (*calibration.names, *calibration.falls)])
+            stays = np.array([not KINDS[name].of_patch for name, _ in calibration.sides])
             self._cusum.sums[stays], self._called[stays] = former._cusum.sums[stays], former._called[stays]
 
     def sums(self) -> dict[str, float]:
         """Signal -> its greatest sum over its alarm threshold; 1 is an alarm."""
         found: dict[str, float] = {}
-        for number, name in enumerate((*self.calibration.names, *self.calibration.falls)):
+        for number, (name, _) in enumerate(self.calibration.sides):
             share = float(self._cusum.sums[number] / self.calibration.alarm[number])
             found[name] = max(found.get(name, 0.0), share)
         return found
@@ -183,16 +196,17 @@ class Detector:
         of = self.calibration
         values = np.array([signals.get(name, np.nan) for name in of.names])
         charts = of.charts(values)
-        sums = self._cusum.step(np.where(np.isfinite(charts), charts, ALLOWANCE))
-        # Bounded, so that a chart comes back soon after the cause has gone.
-        self._cusum.sums = sums = np.minimum(sums, 2.0 * of.alarm)
+        sums = self._cusum.step(np.where(np.isfinite(charts), charts, of.allowances))
+        # Bounded, so that a chart comes back soon after the cause has gone; one of a small allowance falls slowly.
+        self._cusum.sums = sums = np.minimum(sums, (1.0 + of.allowances) * of.alarm)
         self._called[sums <= 0.0] = 0
-        calls = []
+        calls, width = [], len(of.sides) // len(ALLOWANCES)
         for level, (word, limits) in enumerate((("warn", of.warn), ("alarm", of.alarm)), start=1):
             for number in np.flatnonzero((sums > limits) & (self._called < level)):
-                down = number >= len(of.names)
-                name = of.falls[number - len(of.names)] if down else of.names[number]
-                value = float(values[of.names.index(name)])
-                calls.append(Call(word, name, bool(down), float(sums[number]), float(limits[number]), value))
                 self._called[number] = level
+                if (self._called[number % width : number : width] >= level).any():
+                    continue
+                name, down = of.sides[number]
+                value = float(values[of.names.index(name)])
+                calls.append(Call(word, name, down, float(sums[number]), float(limits[number]), value))
         return calls

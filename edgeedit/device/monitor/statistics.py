@@ -49,9 +49,10 @@ def ks(reference: Array, rows: Array) -> Array:
 
 
 class Cusum:
-    """Upper cumulative sums of standardised values (Page 1954): s = max(0, s + x - allowance), one for each chart."""
+    """Upper cumulative sums of standardised values (Page 1954): s = max(0, s + x - allowance), one for each chart; `allowance` of all
+    charts or (charts,)."""
 
-    def __init__(self, charts: int, allowance: float) -> None:
+    def __init__(self, charts: int, allowance: float | Array) -> None:
         self.sums: Array = np.zeros(charts)
         self._allowance = allowance
 

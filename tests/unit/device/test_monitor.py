@@ -191,7 +191,7 @@ def test_a_new_lamp_keeps_the_patch(world: Any, store: Path, serve: Callable[...
         runtime.step()
         serve(runtime, monitor, 16 * 80)
         assert monitor.calibrated_on == 1
-        serve(runtime, monitor, 16 * 12, lamp=0.5)
+        serve(runtime, monitor, 16 * 20, lamp=0.5)
         with Store.open(store) as opened:
             assert opened.head().id == 1
         signals = [event.reason.split()[0] for event in monitor.events if event.kind == "drift_alarm"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgeedit.device.monitor import detector
-from edgeedit.device.monitor.detector import ALLOWANCE, STILL, Detector, Rate, calibrate
+from edgeedit.device.monitor.detector import LARGEST, STILL, Detector, Rate, calibrate
 from edgeedit.device.monitor.resample import Alone, Draw, Following
 
 
@@ -63,7 +63,7 @@ def test_runs_of_windows_ring_no_more_alarms_than_stated(monkeypatch: pytest.Mon
 def test_a_signal_that_stood_still_calls_after_a_run_and_not_before() -> None:
     rng = np.random.default_rng(2)
     still = calibrate([{"unevenness": 0.1 + 0.0005 * rng.normal()} for _ in range(128)], Rate(2000), frames=16)
-    assert (still.most == 2 * ALLOWANCE).all() and (still.alarm >= STILL * ALLOWANCE).all()
+    assert (still.most == LARGEST).all() and (still.alarm >= STILL * (LARGEST - still.allowances)).all()
     watch = Detector(still)
     calls = [[c.level for c in watch.step({"unevenness": 0.5})] for _ in range(3 * STILL)]
     first = next(number for number, levels in enumerate(calls) if "alarm" in levels)

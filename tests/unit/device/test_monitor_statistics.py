@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from edgeedit.device.monitor.detector import ALLOWANCE, Detector, Rate, calibrate
+from edgeedit.device.monitor.detector import ALLOWANCES, Detector, Rate, calibrate
 from edgeedit.device.monitor.projection import PROJECTED, Projection
 from edgeedit.device.monitor.signals import Expected
 from edgeedit.device.monitor.statistics import Cusum, bin_edges, bin_shares, binomial_tail, ks, psi
@@ -120,4 +120,14 @@ def test_a_chart_calls_once_until_it_is_back() -> None:
     detector = Detector(calibrate(_clean(rng, 64, expected), Rate(200), frames=16))
     calls = [c for row in _clean(rng, 40, expected, 2.0) for c in detector.step(row)]
     assert sum(c.level == "alarm" and c.signal == "mmd" for c in calls) == 1
-    assert detector.sums()["mmd"] == pytest.approx(2.0) and ALLOWANCE > 0
+    assert detector.sums()["mmd"] == pytest.approx(1.0 + ALLOWANCES[0])
+
+
+def test_a_small_lasting_shift_is_seen_by_the_chart_of_the_small_allowance_and_told_once() -> None:
+    rng = np.random.default_rng(6)
+    detector = Detector(calibrate([{"margin": float(v)} for v in rng.normal(size=384)], Rate(400, 0.1), frames=16))
+    found = [c for v in rng.normal(-0.6, 1.0, 200) for c in detector.step({"margin": float(v)}) if c.level == "alarm"]
+    assert [(c.signal, c.down) for c in found] == [("margin", True)], "0.6 deviations are below the large allowance"
+    detector = Detector(detector.calibration)
+    calls = [c for v in rng.normal(-4.0, 1.0, 200) for c in detector.step({"margin": float(v)}) if c.level == "alarm"]
+    assert len(calls) == 1, "both charts are over their thresholds, one has told it"
