@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from edgeedit.device.monitor.cause import LEVEL
-from edgeedit.device.monitor.detector import Calibration, Rate, calibrate
+from edgeedit.device.monitor.detector import ALLOWANCES, Calibration, Rate, calibrate
 from edgeedit.device.monitor.projection import PROJECTED
 from edgeedit.device.monitor.reservoir import Kept, Reservoir
 from edgeedit.device.monitor.signals import KINDS, Expected, Window, window_signals
@@ -33,9 +33,10 @@ from edgeedit.mmd import mmd_test
 Array = np.ndarray[Any, Any]
 KEPT = 192  # frames kept of clean days
 _KEPT_BYTES = 16 << 20  # of their packed pictures
-_VERSION = 2  # 1 had a chart of each signal and side
+_VERSION = 2  # 1 had no charts of small shifts
 FAR = 0.25  # population stability index from which a shift is usually acted on; it only words a warning here
 _CHARTS = ("most", "warn", "alarm")
+_NEVER = 1e9  # a threshold that no sum reaches
 
 
 @dataclass(frozen=True)
@@ -150,9 +151,11 @@ def load_baseline(path: Path, about: Mapping[str, Any]) -> tuple[Baseline, list[
             arrays = {name: stored[name] for name in stored.files}
         head = json.loads(arrays["head"].tobytes())
         generation = int(head["about"].pop("generation"))
-        if head["version"] != _VERSION or head["about"] != json.loads(json.dumps(dict(about))):
+        if head["version"] not in (1, _VERSION) or head["about"] != json.loads(json.dumps(dict(about))):
             raise MismatchError(f"{path} was learnt elsewhere: expected {dict(about)}, got {head['about']}", hint="it is learnt anew")
         names, falls = tuple(head["names"]), tuple(head["falls"])
+        if head["version"] == 1:
+            _without_small_shifts(arrays)
         of = Calibration(names, falls, arrays["mean"], arrays["spread"], *(arrays[name] for name in _CHARTS))
         clean = Clean(arrays["rows"], arrays["verdicts"], arrays["margins"])
         shares = arrays["shares"] if len(arrays["shares"]) else None
@@ -167,6 +170,14 @@ def load_baseline(path: Path, about: Mapping[str, Any]) -> tuple[Baseline, list[
             f"{path} is no baseline: expected the file of a Monitor, got {error!r}", hint="remove it to learn anew"
         ) from error
     return Baseline(clean, shares, of), pictures, generation
+
+
+def _without_small_shifts(arrays: dict[str, Array]) -> None:
+    """Give the charts of a camera that learnt before there were those of small shifts thresholds that never call, and keep its own."""
+    arrays["most"] = np.tile(arrays["most"], len(ALLOWANCES))
+    for name in ("warn", "alarm"):
+        silent = np.full(len(arrays[name]) * (len(ALLOWANCES) - 1), _NEVER)
+        arrays[name] = np.concatenate([arrays[name], silent])
 
 
 def _check(of: Calibration, clean: Clean, pictures: int, whole: bool) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from edgeedit.device.monitor import detector
+from edgeedit.device.monitor.baseline import Baseline, Clean, load_baseline, save_baseline
 from edgeedit.device.monitor.detector import LARGEST, STILL, Detector, Rate, calibrate
+from edgeedit.device.monitor.projection import PROJECTED
 from edgeedit.device.monitor.resample import Alone, Draw, Following
 
 
@@ -68,3 +73,24 @@ def test_a_signal_that_stood_still_calls_after_a_run_and_not_before() -> None:
     calls = [[c.level for c in watch.step({"unevenness": 0.5})] for _ in range(3 * STILL)]
     first = next(number for number, levels in enumerate(calls) if "alarm" in levels)
     assert STILL <= first < 2 * STILL
+
+
+def test_a_camera_that_learnt_before_there_were_charts_of_small_shifts_keeps_its_thresholds(tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    made = calibrate([{"margin": float(v)} for v in rng.normal(size=128)], Rate(400, 0.1), frames=16)
+    clean = Clean(rng.normal(size=(3, PROJECTED)).astype(np.float32), np.array([0, 1, 1]), np.zeros(3, np.float32))
+    save_baseline(tmp_path / "m.npz", Baseline(clean, np.array([0.3, 0.7]), made), {"generation": 2}, [b"a", b"bc", b""])
+    with np.load(tmp_path / "m.npz") as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    head = json.loads(arrays["head"].tobytes()) | {"version": 1}
+    arrays["head"] = np.frombuffer(json.dumps(head).encode(), np.uint8)
+    arrays |= {name: arrays[name][:2] for name in ("most", "warn", "alarm")}
+    np.savez(tmp_path / "m.npz", **arrays)
+    found = load_baseline(tmp_path / "m.npz", {})
+    assert found is not None and found[1:] == ([b"a", b"bc", b""], 2)
+    again, watch = found[0].calibration, Detector(found[0].calibration)
+    assert np.array_equal(again.alarm[:2], made.alarm[:2]) and np.array_equal(again.most, made.most)
+    assert not any(watch.step({"margin": again.mean[0] - 0.9 * again.spread[0]}) for _ in range(500)), "not seen until it learns anew"
+    new = Detector(made)
+    assert any(new.step({"margin": made.mean[0] - 0.9 * made.spread[0]}) for _ in range(500))
+    assert any(call.level == "alarm" for _ in range(30) for call in watch.step({"margin": -3.0}))
