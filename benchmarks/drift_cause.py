@@ -1,8 +1,9 @@
 """The cause part of `drift.py`: a real Monitor decides over bad patches, new lamps and good patches.
 
 Each camera has learnt its clean days under the base; then a generation answers.  A bad patch must be reverted; a real edit must be kept, in
-an unchanged world and under a new lamp.  The Store is a stand-in with two generations; what each of them says of a frame was computed
-beforehand by the engine itself and is looked up by the picture, also in shadow.
+an unchanged world and under a new lamp.  As `edgeedit pack` does, the real edit states how many verdicts it may change by what it changed
+on held-out control images (of its development scenario); a bad patch states nothing.  The Store is a stand-in with two generations; what
+each of them says of a frame was computed beforehand by the engine itself and is looked up by the picture, also in shadow.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ from typing import Any
 import numpy as np
 from drift_frames import COUNT, Camera, Pool, cells
 from drift_line import FRAMES, ORDERS, RATE, Line
+from patch_edits import SEED
 
 from edgeedit.device.monitor.baseline import save_baseline
 from edgeedit.device.monitor.monitor import Monitor
 from edgeedit.device.monitor.projection import to_pixels
 from edgeedit.device.monitor.reservoir import pack
 from edgeedit.edit.readers import Reader
-from edgeedit.flows.elpv import Cell
+from edgeedit.flows.elpv import Cell, development_scenario
+from edgeedit.flows.pack import usual_flips
 from edgeedit.patch.manifest import USUAL_FLIPS
 
 Array = np.ndarray[Any, Any]
@@ -35,10 +38,10 @@ KINDS = ("bad patch", "new lamp under a good patch", "good patch, same world")
 
 class Desk:
     """What a Monitor asks its Store for: the base and one patch on it.  Also the shadow: `answers` holds packed picture -> features
-    of generations 0 and 1."""
+    of generations 0 and 1; `allowed` the share of verdicts that the patch may change."""
 
-    def __init__(self, camera: Camera, answers: Sequence[Mapping[bytes, Array]]) -> None:
-        self.bundle, self.reverted, self._answers = camera.bundle, "", answers
+    def __init__(self, camera: Camera, answers: Sequence[Mapping[bytes, Array]], allowed: float) -> None:
+        self.bundle, self.reverted, self._answers, self._allowed = camera.bundle, "", answers, allowed
 
     def head(self) -> Any:
         """The running generation."""
@@ -62,8 +65,8 @@ class Desk:
         return 0 if number else None
 
     def allowed(self, number: int) -> float:
-        """No patch states more than is usual."""
-        return USUAL_FLIPS
+        """What the patch states."""
+        return self._allowed
 
     def features(self, number: int, pictures: Sequence[bytes]) -> Array:
         """What a generation says."""
@@ -73,8 +76,8 @@ class Desk:
 class Case:
     """One camera: clean frames under base and patch, and changed ones."""
 
-    def __init__(self, camera: Camera, reader: Reader, some: list[Cell], tower: str) -> None:
-        self._camera, self._reader, self._cells = camera, reader, some
+    def __init__(self, camera: Camera, reader: Reader, some: list[Cell], tower: str, allowed: float) -> None:
+        self._camera, self._reader, self._cells, self._allowed = camera, reader, some, allowed
         self._answers: tuple[dict[bytes, Array], dict[bytes, Array]] = ({}, {})
         self.base, self.patched = camera.pool(some), camera.pool(some, tower=tower)
         self.pixels, self._packed = self._frames(self.base, self.patched)
@@ -90,7 +93,7 @@ class Case:
     def run(self, seed: int, folder: Path, lamp: tuple[Pool, Pool, float] | None) -> tuple[Desk, Monitor]:
         """Learn, swap, go on; with `lamp` (pools of base and patch, gain) the world changes after some windows."""
         line = Line(self.base, self._reader, ORDERS[seed % 2], seed)
-        desk = Desk(self._camera, self._answers)
+        desk = Desk(self._camera, self._answers, self._allowed)
         state = folder / "state.npz"
         about = {"bundle": desk.bundle.fingerprint, "frames": FRAMES, "every": 0.0, "rate": RATE, "generation": 0}
         save_baseline(state, line.learn(), about, [self._packed[i] for i in line.kept])
@@ -126,6 +129,23 @@ def flipped(reader: Reader, before: Pool, after: Pool) -> float:
     return float((first != second).mean())
 
 
+def stated(camera: Camera, reader: Reader) -> float:
+    """The share that `pack` would state for the real edit."""
+    groups = set(development_scenario(SEED).control_heldout.groups)
+    held = [cell for cell in cells("mono", development=True, count=0) if cell.group in groups]
+    flips = round(len(held) * flipped(reader, camera.pool(held), good_pool(camera, held)))
+    return usual_flips({"control": {"fixed": flips, "broken": 0, "n": len(held)}}) or USUAL_FLIPS
+
+
+def good_pool(camera: Camera, some: list[Cell], *change: Any) -> Pool:
+    """What the real edit gives."""
+    if not camera.known(some, *change, tower="good"):
+        camera.load(camera.good())
+    found = camera.pool(some, *change, tower="good")
+    camera.load({})
+    return found
+
+
 def bad_tower(camera: Camera, reader: Reader, seed: int, development: list[Cell], some: list[Cell]) -> tuple[str, float, float]:
     """(tower, strength, flips on development cells) of the weakest bad patch of a seed; its answers are in the cache afterwards."""
     usual = camera.pool(development)
@@ -154,22 +174,15 @@ def lamp_pools(camera: Camera, some: list[Cell], seed: int) -> tuple[Pool, Pool,
     """Frames under a new lamp, of the base and of the real edit."""
     gain = round(float(np.random.default_rng(seed).uniform(0.55, 0.9)), 3)
     args = ("lamp", gain, seed)
-    base = camera.pool(some, *args)
-    if not camera.known(some, *args, tower="good"):
-        camera.load(camera.good())
-    patched = camera.pool(some, *args, tower="good")
-    camera.load({})
-    return base, patched, gain
+    return camera.pool(some, *args), good_pool(camera, some, *args), gain
 
 
 def cause_rows(camera: Camera, reader: Reader, quick: bool) -> Iterator[dict[str, Any]]:
     """One row for each kind."""
     some = cells("mono", development=False, count=24 if quick else COUNT)
     development = cells("mono", development=True, count=24 if quick else 128)
-    if not camera.known(some, tower="good"):
-        camera.load(camera.good())
-        camera.pool(some, tower="good")
-        camera.load({})
+    good_pool(camera, some)
+    meant = stated(camera, reader)
     for kind in KINDS:
         cameras, right, causes = [], 0, Counter[str]()
         for seed in range(1 if quick else 20):
@@ -181,7 +194,8 @@ def cause_rows(camera: Camera, reader: Reader, quick: bool) -> Iterator[dict[str
             elif kind == KINDS[1]:
                 lamp = lamp_pools(camera, lamp_cells(some), seed)
                 about["gain"] = lamp[2]
-            case = Case(camera, reader, some, tower)
+            about["allowed"] = USUAL_FLIPS if kind == KINDS[0] else meant
+            case = Case(camera, reader, some, tower, about["allowed"])
             with tempfile.TemporaryDirectory(prefix="drift-") as folder:
                 desk, monitor = case.run(seed, Path(folder), lamp)
             about |= {"reverted": desk.reverted, "alarms": [e.reason for e in monitor.events if e.kind == "drift_alarm"]}
