@@ -2,8 +2,8 @@
 
 Both Runtimes hold the same Bundle and the same number of threads and live at the same time; windows of frames alternate between them, so
 that whatever else the machine does meets both.  The monitored one takes a frame every 10 s as in the field, or one every second as the
-worse case; its clean days are learnt before, so it judges.  The interval of the p99 ratio (95 %) comes from windows drawn again in pairs: 20
-slowest frames a side are few.  CPU time is the thread's own.  Memory is that of a process with one Runtime
+worse case; its clean days are learnt before, so it judges.  The interval of the p99 ratio (95 %) comes from windows drawn again in
+pairs: the slowest frames of a side are few.  CPU time is the thread's own.  Memory is that of a process with one Runtime
 and the monitor, less that of one without.
 """
 
@@ -33,7 +33,7 @@ from edgeedit.edit.readers import Reader
 from edgeedit.patch.keys import new_key
 
 Array = np.ndarray[Any, Any]
-WINDOWS, LENGTH = 40, 50  # windows of each side, frames in each
+WINDOWS, LENGTH = 100, 50  # windows of each side, frames in each
 
 
 def prepare(camera: Camera, reader: Reader, folder: Path) -> Array:
@@ -122,8 +122,8 @@ def cost_rows(camera: Camera, reader: Reader, quick: bool) -> Iterator[dict[str,
             yield {
                 "part": "cost", "every": every, "frames": len(busy), "seconds": time.perf_counter() - begin,
                 "p50_ratio": float(np.median(busy) / np.median(quiet)), "p99_ms": float(np.percentile(quiet, 99)),
-                "p99_ratio": _p99_ratio(np.array(busy), np.array(quiet)), "p99_interval": _interval(np.array(busy), np.array(quiet), length),
-                "cpu_share": cpu / spent, "memory_mb": grown,
+                "p99_ratio": _p99_ratio(np.array(busy), np.array(quiet)),
+                "p99_interval": _interval(np.array(busy), np.array(quiet), length), "cpu_share": cpu / spent, "memory_mb": grown,
             }  # fmt: skip
 
 
