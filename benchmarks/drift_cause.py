@@ -138,9 +138,10 @@ def stated(camera: Camera, reader: Reader) -> float:
 
 
 def good_pool(camera: Camera, some: list[Cell], *change: Any) -> Pool:
-    """What the real edit gives."""
-    if not camera.known(some, *change, tower="good"):
-        camera.load(camera.good())
+    """What the real edit gives; in the cache afterwards."""
+    if camera.known(some, *change, tower="good"):
+        return camera.pool(some, *change, tower="good")
+    camera.load(camera.good())
     found = camera.pool(some, *change, tower="good")
     camera.load({})
     return found
@@ -181,7 +182,7 @@ def cause_rows(camera: Camera, reader: Reader, quick: bool) -> Iterator[dict[str
     """One row for each kind."""
     some = cells("mono", development=False, count=24 if quick else COUNT)
     development = cells("mono", development=True, count=24 if quick else 128)
-    good_pool(camera, some)
+    good_pool(camera, some)  # a Case reads it from the cache
     meant = stated(camera, reader)
     for kind in KINDS:
         cameras, right, causes = [], 0, Counter[str]()

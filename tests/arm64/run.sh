@@ -8,11 +8,11 @@ python=$1 folder=$2 root=$(pwd)
 mkdir -p "$folder" && folder=$(cd "$folder" && pwd)
 packages="python3.11 python3.11-minimal libpython3.11-minimal libpython3.11-stdlib libpython3.11-dev libc6 libstdc++6 libgcc-s1 zlib1g
  libssl3 libffi8 libexpat1 libbz2-1.0 liblzma5 libsqlite3-0 libuuid1 libcrypt1"
-if [ ! -e "$folder/.root" ]; then
-  rm -rf "$folder/debs" "$folder/root" && mkdir -p "$folder/debs"
+if [ ! -e "$folder/.sysroot" ]; then
+  rm -rf "$folder/debs" "$folder/sysroot" && mkdir -p "$folder/debs"
   (cd "$folder/debs" && apt-get download -q $(for p in $packages; do echo "$p:arm64"; done))
-  for deb in "$folder"/debs/*.deb; do dpkg-deb -x "$deb" "$folder/root"; done
-  touch "$folder/.root"
+  for deb in "$folder"/debs/*.deb; do dpkg-deb -x "$deb" "$folder/sysroot"; done
+  touch "$folder/.sysroot"
 fi
 platforms=$(for p in 34 28 27 17; do printf ' --platform manylinux_2_%s_aarch64' $p; done)
 if [ ! -e "$folder/.site" ]; then
@@ -22,7 +22,7 @@ if [ ! -e "$folder/.site" ]; then
 fi
 rm -rf "$folder/dist" "$folder/ours"
 _PYTHON_HOST_PLATFORM=linux-aarch64 SETUPTOOLS_EXT_SUFFIX=.cpython-311-aarch64-linux-gnu.so \
-  CMAKE_ARGS="-DCMAKE_TOOLCHAIN_FILE=$root/devices/toolchains/aarch64-linux-gnu.cmake -DPython_INCLUDE_DIR=$folder/root/usr/include/python3.11 -DCMAKE_CXX_FLAGS=-I$folder/root/usr/include -DPython_SOABI=cpython-311-aarch64-linux-gnu" \
+  CMAKE_ARGS="-DCMAKE_TOOLCHAIN_FILE=$root/devices/toolchains/aarch64-linux-gnu.cmake -DPython_INCLUDE_DIR=$folder/sysroot/usr/include/python3.11 -DCMAKE_CXX_FLAGS=-I$folder/sysroot/usr/include -DPython_SOABI=cpython-311-aarch64-linux-gnu" \
   "$python" -m pip wheel -q . --no-build-isolation --no-deps -w "$folder/dist" --config-settings=build-dir="$folder/cmake"
 wheel=$(ls "$folder"/dist/edgeedit-*linux_aarch64.whl)
 "$python" -m zipfile -e "$wheel" "$folder/ours"
@@ -30,7 +30,7 @@ file=$(ls "$folder"/ours/edgeedit/codec/_core*.so)
 readelf -h "$file" | grep -q AArch64 || { echo "$file is not for aarch64"; exit 1; }
 rm -rf "$folder/work" && mkdir -p "$folder/work"
 "$python" tests/arm64/prepare.py "$folder/work"
-PYTHONHOME="$folder/root/usr" PYTHONPATH="$folder/ours:$folder/site" PYTHONDONTWRITEBYTECODE=1 OMP_NUM_THREADS=1 \
-  qemu-aarch64 -cpu cortex-a76 -L "$folder/root" "$folder/root/usr/bin/python3.11" tests/arm64/check.py "$folder/work" \
+PYTHONHOME="$folder/sysroot/usr" PYTHONPATH="$folder/ours:$folder/site" PYTHONDONTWRITEBYTECODE=1 OMP_NUM_THREADS=1 \
+  qemu-aarch64 -cpu cortex-a76 -L "$folder/sysroot" "$folder/sysroot/usr/bin/python3.11" tests/arm64/check.py "$folder/work" \
   "$folder/result.json" "$(basename "$wheel")"
 cat "$folder/result.json"

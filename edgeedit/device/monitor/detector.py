@@ -25,7 +25,7 @@ from edgeedit.errors import InputError
 
 Array = np.ndarray[Any, Any]
 ALLOWANCES = (1.0, 0.25)  # half the shift that a chart is best at, in standard deviations of a clean window; descending
-LARGEST = 2 * ALLOWANCES[0]  # spreads that every chart can take in at least
+LEAST_CAP = 2 * ALLOWANCES[0]  # a chart takes in as many spreads at least
 SPENT = 0.5  # of the stated rate: a law learnt from a few hundred windows is itself wrong by a little, mostly to the low side
 BLOCK = 8  # consecutive windows whose mean shows slow swings of clean days, for which the spread is widened
 STILL = 8  # windows at their cap that a chart needs whose clean days stayed so near their mean that no sum of them tells a law
@@ -61,7 +61,7 @@ class Calibration:
         """Signals (..., signals) as standardised charts (..., charts)."""
         scaled = (values - self.mean) / self.spread
         down = [self.names.index(name) for name in self.falls]
-        charts: Array = np.minimum(np.concatenate([scaled, -scaled[..., down]] * len(ALLOWANCES), axis=-1), self.most)
+        charts: Array = np.minimum(_per_chart(scaled, -scaled[..., down]), self.most)
         return charts
 
     @property
@@ -73,6 +73,12 @@ class Calibration:
     def allowances(self) -> Array:
         """Allowance of each chart."""
         return np.repeat(ALLOWANCES, len(self.names) + len(self.falls))
+
+
+def _per_chart(up: Array, down: Array) -> Array:
+    """Values of the sides (..., signals) and (..., falls) in the order of the charts."""
+    charts: Array = np.concatenate([up, down] * len(ALLOWANCES), axis=-1)
+    return charts
 
 
 def calibrate(windows: Sequence[Mapping[str, float]], rate: Rate, *, frames: int, seed: int = 0) -> Calibration:
@@ -90,10 +96,10 @@ def calibrate(windows: Sequence[Mapping[str, float]], rate: Rate, *, frames: int
     plain = Calibration(names, falls, mean, spread, np.array(np.inf), np.zeros(0), np.zeros(0))
     # Twice the allowance at least: a signal that stood still on clean days must be able to call too.
     furthest = plain.charts(values).max(axis=0)
-    most = np.maximum(furthest, LARGEST)
+    most = np.maximum(furthest, LEAST_CAP)
     length = min(rate.month, DRAWN)
     drawn = [_drawn_peaks(plain, values, (floors, slow), draw, length, seed) for draw in (Alone(len(values)), Following(values))]
-    least = np.where(furthest < LARGEST, STILL * (most - plain.allowances), 0.0)
+    least = np.where(furthest < LEAST_CAP, STILL * (most - plain.allowances), 0.0)
     warn, alarm = (
         np.maximum(least, np.maximum(*(_thresholds(peaks, rate.month, chance) for peaks in drawn)))
         for chance in (rate.warnings, SPENT * rate.alarms)
@@ -131,13 +137,13 @@ def _drawn_peaks(plain: Calibration, values: Array, least: tuple[Array, Array], 
     down = [plain.names.index(name) for name in plain.falls]
     # What each drawn camera would have taken for its furthest clean value.
     ends = (drawn - means[:, None]) / spreads[:, None]
-    most = np.maximum(np.concatenate([ends.max(axis=1), -ends[..., down].min(axis=1)] * len(ALLOWANCES), axis=1), LARGEST)
+    most = np.maximum(_per_chart(ends.max(axis=1), -ends[..., down].min(axis=1)), LEAST_CAP)
     sums = Cusum(most.size, np.tile(plain.allowances, CAMERAS))
     peaks = np.zeros(most.shape)
     for _ in range(length):
         place = draw.after(place, rng)
         scaled = (values[place] - means) / spreads
-        charts = np.minimum(np.concatenate([scaled, -scaled[:, down]] * len(ALLOWANCES), axis=1), most)
+        charts = np.minimum(_per_chart(scaled, -scaled[:, down]), most)
         np.maximum(peaks, sums.step(charts.ravel()).reshape(peaks.shape), out=peaks)
     return peaks
 

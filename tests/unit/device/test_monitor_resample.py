@@ -10,7 +10,7 @@ import pytest
 
 from edgeedit.device.monitor import detector
 from edgeedit.device.monitor.baseline import Baseline, Clean, load_baseline, save_baseline
-from edgeedit.device.monitor.detector import LARGEST, STILL, Detector, Rate, calibrate
+from edgeedit.device.monitor.detector import LEAST_CAP, STILL, Detector, Rate, calibrate
 from edgeedit.device.monitor.projection import PROJECTED
 from edgeedit.device.monitor.resample import Alone, Draw, Following
 
@@ -68,7 +68,7 @@ def test_runs_of_windows_ring_no_more_alarms_than_stated(monkeypatch: pytest.Mon
 def test_a_signal_that_stood_still_calls_after_a_run_and_not_before() -> None:
     rng = np.random.default_rng(2)
     still = calibrate([{"unevenness": 0.1 + 0.0005 * rng.normal()} for _ in range(128)], Rate(2000), frames=16)
-    assert (still.most == LARGEST).all() and (still.alarm >= STILL * (LARGEST - still.allowances)).all()
+    assert (still.most == LEAST_CAP).all() and (still.alarm >= STILL * (LEAST_CAP - still.allowances)).all()
     watch = Detector(still)
     calls = [[c.level for c in watch.step({"unevenness": 0.5})] for _ in range(3 * STILL)]
     first = next(number for number, levels in enumerate(calls) if "alarm" in levels)

@@ -127,7 +127,8 @@ def test_a_small_lasting_shift_is_seen_by_the_chart_of_the_small_allowance_and_t
     rng = np.random.default_rng(6)
     detector = Detector(calibrate([{"margin": float(v)} for v in rng.normal(size=384)], Rate(400, 0.1), frames=16))
     found = [c for v in rng.normal(-0.6, 1.0, 200) for c in detector.step({"margin": float(v)}) if c.level == "alarm"]
-    assert [(c.signal, c.down) for c in found] == [("margin", True)], "0.6 deviations are below the large allowance"
+    slow = float(detector.calibration.alarm[-1])
+    assert [(c.signal, c.down, c.threshold) for c in found] == [("margin", True, slow)], "0.6 deviations are below the large allowance"
     detector = Detector(detector.calibration)
     calls = [c for v in rng.normal(-4.0, 1.0, 200) for c in detector.step({"margin": float(v)}) if c.level == "alarm"]
     assert len(calls) == 1, "both charts are over their thresholds, one has told it"
