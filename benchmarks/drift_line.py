@@ -88,7 +88,7 @@ class Line:
         themselves (`agree` compares)."""
         drawn = [self._draw() for _ in range(LEARN)]
         self.kept = np.concatenate([at for at, _, _ in drawn])[self._rng.choice(LEARN * FRAMES, KEPT, replace=False)]
-        clean = Clean(self._rows[self.kept], self._verdicts[self.kept], self._margins[self.kept])
+        clean = self.clean()
         known = np.concatenate([self._verdicts[at] for at, _, _ in drawn])
         empty = Baseline(clean, np.bincount(known) / len(known), None)  # type: ignore[arg-type]
         signals = list(self._judged(_Judge(empty, self._rows), empty, drawn))
@@ -101,8 +101,11 @@ class Line:
             windows.append(self.window())
             places.append(self.at)
         self.kept = np.concatenate(places)[self._rng.choice(LEARN * FRAMES, KEPT, replace=False)]
-        clean = Clean(self._rows[self.kept], self._verdicts[self.kept], self._margins[self.kept])
-        return learn(windows, clean, Rate(MONTH, RATE, 0.5))
+        return learn(windows, self.clean(), Rate(MONTH, RATE, 0.5))
+
+    def clean(self) -> Clean:
+        """What the present pool, which holds the same cells, says of the frames kept of clean days."""
+        return Clean(self._rows[self.kept], self._verdicts[self.kept], self._margins[self.kept])
 
 
 class _Judge:

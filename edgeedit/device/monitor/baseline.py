@@ -12,7 +12,7 @@ import io
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from edgeedit.device.monitor.cause import LEVEL
-from edgeedit.device.monitor.detector import ALLOWANCES, Calibration, Rate, calibrate
+from edgeedit.device.monitor.detector import Calibration, Rate, calibrate
 from edgeedit.device.monitor.projection import PROJECTED
 from edgeedit.device.monitor.reservoir import Kept, Reservoir
 from edgeedit.device.monitor.signals import KINDS, Expected, Window, window_signals
@@ -36,7 +36,6 @@ _KEPT_BYTES = 16 << 20  # of their packed pictures
 _VERSION = 2  # 1 had no charts of small shifts
 FAR = 0.25  # population stability index from which a shift is usually acted on; it only words a warning here
 _CHARTS = ("most", "warn", "alarm")
-_NEVER = 1e9  # a threshold that no sum reaches
 
 
 @dataclass(frozen=True)
@@ -115,14 +114,13 @@ def moved(old: Baseline, clean: Clean) -> Baseline:
         after, before = (np.bincount(c.verdicts[c.verdicts >= 0], minlength=size) for c in (clean, old.clean))
         shares = np.maximum(np.pad(shares, (0, size - len(shares))) + (after - before) / max(1, len(clean.verdicts)), 0.0)
         shares = shares / shares.sum()
+    mean, spread = of.mean.copy(), of.spread.copy()
     if "margin" in of.names and np.isfinite(clean.margins).any():
         place = of.names.index("margin")
-        mean, spread = of.mean.copy(), of.spread.copy()
         mean[place] += np.nanmean(clean.margins) - np.nanmean(old.clean.margins)
         wider = float(np.nanstd(clean.margins) / max(float(np.nanstd(old.clean.margins)), 1e-9))
         spread[place] = max(spread[place] * wider, KINDS["margin"].floor)
-        of = replace(of, mean=mean, spread=spread)
-    return Baseline(clean, shares, of)
+    return Baseline(clean, shares, of.moved(mean, spread))
 
 
 def save_baseline(path: Path, baseline: Baseline, about: Mapping[str, Any], pictures: Sequence[bytes]) -> None:
@@ -154,9 +152,8 @@ def load_baseline(path: Path, about: Mapping[str, Any]) -> tuple[Baseline, list[
         if head["version"] not in (1, _VERSION) or head["about"] != json.loads(json.dumps(dict(about))):
             raise MismatchError(f"{path} was learnt elsewhere: expected {dict(about)}, got {head['about']}", hint="it is learnt anew")
         names, falls = tuple(head["names"]), tuple(head["falls"])
-        if head["version"] == 1:
-            _without_small_shifts(arrays)
-        of = Calibration(names, falls, arrays["mean"], arrays["spread"], *(arrays[name] for name in _CHARTS))
+        made = Calibration.of_large_shifts if head["version"] == 1 else Calibration
+        of = made(names, falls, arrays["mean"], arrays["spread"], *(arrays[name] for name in _CHARTS))
         clean = Clean(arrays["rows"], arrays["verdicts"], arrays["margins"])
         shares = arrays["shares"] if len(arrays["shares"]) else None
         ends = np.cumsum([0, *head["sizes"]])
@@ -170,14 +167,6 @@ def load_baseline(path: Path, about: Mapping[str, Any]) -> tuple[Baseline, list[
             f"{path} is no baseline: expected the file of a Monitor, got {error!r}", hint="remove it to learn anew"
         ) from error
     return Baseline(clean, shares, of), pictures, generation
-
-
-def _without_small_shifts(arrays: dict[str, Array]) -> None:
-    """Give the charts of a camera that learnt before there were those of small shifts thresholds that never call, and keep its own."""
-    arrays["most"] = np.tile(arrays["most"], len(ALLOWANCES))
-    for name in ("warn", "alarm"):
-        silent = np.full(len(arrays[name]) * (len(ALLOWANCES) - 1), _NEVER)
-        arrays[name] = np.concatenate([arrays[name], silent])
 
 
 def _check(of: Calibration, clean: Clean, pictures: int, whole: bool) -> None:

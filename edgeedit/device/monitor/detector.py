@@ -13,7 +13,7 @@ Guarantees: no threshold is a constant of this code; the same windows and seed g
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ ALLOWANCES = (1.0, 0.25)  # half the shift that a chart is best at, in standard 
 LEAST_CAP = 2 * ALLOWANCES[0]  # a chart takes in as many spreads at least
 SPENT = 0.5  # of the stated rate: a law learnt from a few hundred windows is itself wrong by a little, mostly to the low side
 BLOCK = 8  # consecutive windows whose mean shows slow swings of clean days, for which the spread is widened
+_NEVER = 1e9  # a threshold that no sum reaches
 STILL = 8  # windows at their cap that a chart needs whose clean days stayed so near their mean that no sum of them tells a law
 CAMERAS = 400  # drawn cameras behind the thresholds
 DRAWN = 1500  # windows drawn for each; a longer month is reached by the Gumbel law
@@ -73,6 +74,20 @@ class Calibration:
     def allowances(self) -> Array:
         """Allowance of each chart."""
         return np.repeat(ALLOWANCES, len(self.names) + len(self.falls))
+
+    def moved(self, mean: Array, spread: Array) -> Calibration:
+        """For another generation, whose clean windows have this `mean` and `spread`.  Charts of small shifts of what a patch can change
+        say nothing any more: a mean that was not learnt from windows of this generation is wrong by a small shift itself."""
+        silent = np.array([KINDS[name].of_patch for name, _ in self.sides]) & (self.allowances < ALLOWANCES[0])
+        warn, alarm = (np.where(silent, _NEVER, limits) for limits in (self.warn, self.alarm))
+        return replace(self, mean=mean, spread=spread, warn=warn, alarm=alarm)
+
+    @classmethod
+    def of_large_shifts(cls, *learnt: Any) -> Calibration:
+        """From the fields of a camera that learnt before there were charts of small shifts: those say nothing."""
+        names, falls, mean, spread, most, warn, alarm = learnt
+        silent = np.full(len(alarm) * (len(ALLOWANCES) - 1), _NEVER)
+        return cls(names, falls, mean, spread, np.tile(most, len(ALLOWANCES)), *(np.concatenate([v, silent]) for v in (warn, alarm)))
 
 
 def _per_chart(up: Array, down: Array) -> Array:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgeedit.device.monitor import detector
-from edgeedit.device.monitor.baseline import Baseline, Clean, load_baseline, save_baseline
+from edgeedit.device.monitor.baseline import Baseline, Clean, load_baseline, moved, save_baseline
 from edgeedit.device.monitor.detector import LEAST_CAP, STILL, Detector, Rate, calibrate
 from edgeedit.device.monitor.projection import PROJECTED
 from edgeedit.device.monitor.resample import Alone, Draw, Following
@@ -94,3 +94,20 @@ def test_a_camera_that_learnt_before_there_were_charts_of_small_shifts_keeps_its
     new = Detector(made)
     assert any(new.step({"margin": made.mean[0] - 0.9 * made.spread[0]}) for _ in range(500))
     assert any(call.level == "alarm" for _ in range(30) for call in watch.step({"margin": -3.0}))
+
+
+def test_under_another_generation_only_what_no_patch_changes_is_watched_for_small_shifts() -> None:
+    rng = np.random.default_rng(5)
+    made = calibrate([{"margin": float(a), "brightness": float(b)} for a, b in rng.normal(size=(384, 2))], Rate(400, 0.1), frames=16)
+    clean = Clean(np.zeros((40, PROJECTED), np.float32), np.zeros(40, np.int64), rng.normal(size=40).astype(np.float32))
+    other = Clean(clean.rows, clean.verdicts, clean.margins + np.float32(3.0))
+    of = moved(Baseline(clean, None, made), other).calibration
+    assert of.mean[of.names.index("margin")] == pytest.approx(made.mean[made.names.index("margin")] + 3.0, abs=1e-5)
+
+    def called(by: int, name: str) -> bool:
+        watch, at = Detector(of), of.names.index(name)
+        values = dict(zip(of.names, of.mean.tolist(), strict=True)) | {name: float(of.mean[at] - (0.6, 3.0)[by] * of.spread[at])}
+        return any(call.level == "alarm" for _ in range(400) for call in watch.step(values))
+
+    assert [called(0, "margin"), called(0, "brightness")] == [False, True]
+    assert [called(1, "margin"), called(1, "brightness")] == [True, True]
